@@ -1,0 +1,105 @@
+# Everything a user types. Each target makes .venv first where it is missing, so `make train` is enough
+# on a fresh clone. The targets are thin: the work is in `python -m mbrl.<verb> key=value ...`.
+
+TORCH := torch==2.13.0
+PYTHON_VERSIONS := 3.11 3.12 3.13
+VENV := .venv
+PY := $(VENV)/bin/python
+
+# The run that is meant. What is left out keeps its default in configs/config.yaml.
+RUN = $(if $(TASK),'task=$(TASK)') $(if $(AGENT),'agent=$(AGENT)') $(if $(SEED),'seed=$(SEED)')
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+
+.PHONY: help
+help:
+	@echo "make setup     make .venv with everything in it (the other targets do it by themselves)"
+	@echo "make train     train an agent; the same command again continues a run that was cut off"
+	@echo "make resume    continue the run of TASK, AGENT and SEED with the config that it was started with"
+	@echo "make eval      evaluate the newest checkpoint of the run of TASK, AGENT and SEED"
+	@echo "make doctor    show versions, device, renderer speed, and which optional weights were found"
+	@echo "make test      run the tests            (ARGS=\"tests/test_envs.py -k toy\" for some of them)"
+	@echo "make lint      check style and types"
+	@echo
+	@echo "TASK=coffee-push     a Meta-world task, dm_control/walker-walk, ..., or toy/reach"
+	@echo "AGENT=mbpo           mbpo: DrQ-v2 that also learns in an iVideoGPT world model; drqv2: without it"
+	@echo "SEED=1               of everything random in the run"
+	@echo "PRESET=auto          smoke (minutes), small (a laptop), paper (a GPU), auto (small or paper by device)"
+	@echo "ARGS=\"key=value ...\" any key of configs/config.yaml; quote what the shell would read:"
+	@echo "                     ARGS=\"num_train_frames=2000 'drqv2.stddev_schedule=\\\"linear(1.0,0.1,1000)\\\"'\""
+	@echo
+	@echo "PYTHON=python3.12    the Python that .venv is made of (one of: $(PYTHON_VERSIONS))"
+	@echo "TORCH_INDEX=URL      package index to take $(TORCH) from, for one of its CPU or CUDA builds (its"
+	@echo "                     install page lists them); without it the build that pip finds by default."
+	@echo "                     Another build later: remove $(VENV) first."
+
+.PHONY: train resume eval doctor
+train: setup
+	$(PY) -m mbrl.train $(RUN) $(if $(PRESET),'preset=$(PRESET)') $(ARGS)
+
+resume: setup
+	$(PY) -m mbrl.resume $(RUN) $(ARGS)
+
+eval: setup
+	$(PY) -m mbrl.evaluate $(RUN) $(ARGS)
+
+doctor: setup
+	$(PY) -m mbrl.doctor $(ARGS)
+
+.PHONY: test lint
+test: setup
+	$(PY) -m pytest $(ARGS)
+
+lint: setup
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+# --- environment -----------------------------------------------------------------------------------------
+
+.PHONY: setup
+setup: $(VENV)/.installed $(VENV)/.gl
+
+# The stamps are written last: an install that was cut off is taken up again by the next make.
+# torch comes first and pinned, because requirements.lock must not decide which build (CPU, CUDA) is taken.
+# The lock is complete; --no-deps keeps pip from asking for labmaze on Python 3.13, where it has no wheel.
+$(VENV)/.installed: requirements.lock pyproject.toml | $(VENV)/.python
+	$(PY) -m pip install $(if $(TORCH_INDEX),--index-url '$(TORCH_INDEX)') $(TORCH)
+	$(PY) -m pip install --no-deps --requirement requirements.lock
+	$(PY) -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# ensurepip is asked for because Debian's python3 lacks it unless python3-venv is installed.
+PYTHON_FITS := import sys, ensurepip; \
+	sys.exit("%d.%d" % sys.version_info[:2] not in "$(PYTHON_VERSIONS)".split())
+
+$(VENV)/.python:
+	@for python in $(if $(PYTHON),'$(PYTHON)',python3 $(PYTHON_VERSIONS:%=python%)); do \
+	    if "$$python" -c '$(PYTHON_FITS)' 2>/dev/null; then \
+	        echo "$$python -m venv $(VENV)"; \
+	        "$$python" -m venv --clear $(VENV) && touch $@; exit; \
+	    fi; \
+	done; \
+	echo "error: found no Python $(PYTHON_VERSIONS) with its venv module$(if $(PYTHON), as PYTHON=$(PYTHON));" \
+	    "install one (Debian, Ubuntu: sudo apt-get install python3-venv)" \
+	    "or name it: make PYTHON=/path/to/python3.12" >&2; \
+	exit 2
+
+# A real off-screen frame is the only proof that a GL library works. Without one only the toy world and the
+# learners run, so this says what to install and lets the command go on; it is asked again next time.
+GL_PACKAGES := libegl1 libgl1-mesa-dri
+GL_FRAME := $(PY) -c 'from envs.rendering import choose_backend; choose_backend(); import mujoco; \
+	mujoco.Renderer(mujoco.MjModel.from_xml_string("<mujoco/>"), 8, 8).render()'
+
+$(VENV)/.gl: | $(VENV)/.installed
+	@if why=$$($(GL_FRAME) 2>&1); then touch $@; exit; fi; \
+	if [ -z "$$MUJOCO_GL" ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "no GL library works here: apt-get install $(GL_PACKAGES)"; \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+	        apt-get install -y -qq --no-install-recommends $(GL_PACKAGES) >/dev/null; \
+	    if why=$$($(GL_FRAME) 2>&1); then touch $@; exit; fi; \
+	fi; \
+	echo "warning: the simulators cannot draw here: $$(echo "$$why" | tail -n 1 | sed 's/^[A-Za-z_.]*: //')" >&2; \
+	echo "         where a GL library is missing: sudo apt-get install $(GL_PACKAGES)" >&2

@@ -1,0 +1,85 @@
+"""What an agent is, what it is fed, and how time is numbered everywhere in this project.
+
+Time is drawn here once; every other file points at this drawing::
+
+    decision          0           1           2                 T-1
+                 +---------+ +---------+ +---------+  ...  +-----------+
+    frame        f0          f1          f2          f3    f(T-1)       f(T)
+    action           a0          a1          a2                 a(T-1)
+    reward           r0          r1          r2                 r(T-1)
+
+    a(i) is taken at frame f(i) and leads to f(i+1); r(i) is what that action earned.
+    An episode of T decisions holds T+1 frames, T actions and T rewards.
+    One decision is `action_repeat` simulator frames; f(i) is the picture at its start.
+
+    n-step transition at decision i, with m = min(n, T - i) so that it never leaves the episode:
+
+        obs       f(i-2) f(i-1) f(i)            stacked, oldest first; f(0) repeated where nothing precedes it
+        action    a(i)
+        reward    r(i) + g r(i+1) + ... + g^(m-1) r(i+m-1)
+        discount  g^m, or 0 when the episode terminated at f(i+m)  (a time limit is no termination)
+        next_obs  f(i+m-2) f(i+m-1) f(i+m)
+
+Letters: B batch, C stacked channels, H W picture, A action.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+
+class InvalidConfig(ValueError):
+    """An agent's setting that cannot be used; the message says which one and what would do."""
+
+
+class StateMismatch(ValueError):
+    """A saved state that belongs to an agent of other sizes."""
+
+
+class TransitionBatch(NamedTuple):
+    """Transitions as drawn above. Pictures are uint8; each network scales its own input."""
+
+    obs: Tensor  # uint8 (B, C, H, W)
+    action: Tensor  # float32 (B, A)
+    reward: Tensor  # float32 (B, 1), summed over the n steps
+    discount: Tensor  # float32 (B, 1), gamma^m * (1 - terminated)
+    next_obs: Tensor  # uint8 (B, C, H, W)
+
+    def to(self, device: torch.device | str) -> TransitionBatch:
+        """The same batch on `device`."""
+        return TransitionBatch(*(field.to(device, non_blocking=True) for field in self))
+
+    @staticmethod
+    def cat(batches: Sequence[TransitionBatch]) -> TransitionBatch:
+        """Joins batches along B, in the order given (real and imagined ones, say)."""
+        return TransitionBatch(*(torch.cat(fields) for fields in zip(*batches, strict=True)))
+
+
+class Agent(Protocol):
+    """The contract that the loops in `mbrl/` rely on."""
+
+    def act(self, obs: Tensor, decision: int, eval_mode: bool) -> Tensor:
+        """Actions float32 (B, A) in [-1, 1] for obs uint8 (B, C, H, W).
+
+        `decision` counts the decisions taken so far in the run (it drives exploration schedules). With
+        `eval_mode` the agent acts without exploring and leaves its training randomness untouched.
+        """
+        ...
+
+    def update(
+        self, batch: TransitionBatch, decision: int, demonstrations: TransitionBatch | None = None
+    ) -> dict[str, Tensor]:
+        """One learning step; returns a flat dict of detached scalars, still on the device."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Everything needed to continue bit for bit; survives `torch.save` and a `weights_only` load."""
+        ...
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Takes over what `state()` returned; raises `StateMismatch` if the sizes differ."""
+        ...

@@ -1,0 +1,158 @@
+"""From a simulator to a pixel environment: action repeat, stacked frames, time limit, success bonus, seeds.
+
+A *frame* is one step of the simulator, a *decision* is `action_repeat` frames under one action. A suite
+supplies a `Simulator`; `PixelEnv` gives all of them the same contract, which `tests/test_envs.py` spells
+out.
+"""
+
+from typing import Any, NamedTuple, Protocol
+
+import gymnasium
+import numpy as np
+
+from .errors import EpisodeOver, InvalidAction, InvalidSetting
+
+
+class FrameResult(NamedTuple):
+    """What one frame earned."""
+
+    reward: float
+    success: bool
+    terminated: bool
+
+
+class Simulator(Protocol):
+    """One task of a suite, frame by frame. All of an episode must follow from the seed of its reset."""
+
+    action_dim: int
+
+    def reset(self, seed: int) -> None:
+        """Starts an episode that depends on `seed` alone, not on what this object did before."""
+
+    def advance(self, action: np.ndarray) -> FrameResult:
+        """Simulates one frame under `action`, float32 (A,) in [-1, 1]."""
+
+    def render(self) -> np.ndarray:
+        """Draws the present state: uint8 (3, H, W), upright."""
+
+    def close(self) -> None:
+        """Frees what the simulator holds."""
+
+
+class PixelEnv(gymnasium.Env[np.ndarray, np.ndarray]):
+    """A `Simulator` as a gymnasium environment.
+
+    Observation: uint8 (3 * frame_stack, H, W), oldest frame first; `obs[-3:]` is the newest. Action: float32
+    (A,) in [-1, 1], clipped. The reward of a decision is the sum over its frames, plus `success_bonus` if
+    any of them touched success; `info["success"]` is 1.0 in that case and 0.0 otherwise. Success does not
+    end an episode: after `episode_frames` it is truncated. `terminated` is True only where the task itself
+    has an end.
+
+    `reset(seed=s)` makes everything that follows a function of `s` and the actions alone, whatever this
+    object did before; `reset()` takes the next seed of a stream begun by the last seed given, at first
+    `seed`.
+
+    Args:
+        simulator: the task.
+        seed: begins the stream of reset seeds.
+        action_repeat: frames per decision.
+        frame_stack: pictures per observation.
+        episode_frames: length of an episode in frames, a multiple of `action_repeat`.
+        success_bonus: added to the reward of a decision that touched success.
+        image_size: height and width of the pictures in pixels.
+
+    Raises:
+        InvalidSetting: a number is out of range.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 20}
+    render_mode = "rgb_array"
+
+    def __init__(
+        self,
+        simulator: Simulator,
+        seed: int,
+        *,
+        action_repeat: int,
+        frame_stack: int,
+        episode_frames: int,
+        success_bonus: float,
+        image_size: int,
+    ) -> None:
+        for name, value in (("action_repeat", action_repeat), ("frame_stack", frame_stack)):
+            if value < 1:
+                raise InvalidSetting(f"{name} must be at least 1, not {value}")
+        if episode_frames < action_repeat or episode_frames % action_repeat:
+            raise InvalidSetting(
+                f"episode_frames={episode_frames} must be a multiple of action_repeat={action_repeat}"
+            )
+        self.simulator = simulator
+        self.action_repeat = action_repeat
+        self.episode_decisions = episode_frames // action_repeat
+        self.success_bonus = success_bonus
+        shape = (3 * frame_stack, image_size, image_size)
+        self.observation_space = gymnasium.spaces.Box(0, 255, shape, np.uint8)
+        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (simulator.action_dim,), np.float32)
+        self._stack = np.zeros(shape, np.uint8)
+        self._decision = self.episode_decisions  # no episode is under way before the first reset
+        self._seeds = np.random.default_rng(seed)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, float]]:
+        """Starts an episode: the first picture, repeated to fill the stack, and `{"success": 0.0}`."""
+        if seed is not None:
+            self._seeds = np.random.default_rng(seed)
+        self.simulator.reset(int(self._seeds.integers(2**31)))
+        self._decision = 0
+        frames = len(self._stack) // 3
+        self._stack = np.tile(self.simulator.render(), (frames, 1, 1))  # (3 * frame_stack, H, W)
+        return self._stack.copy(), {"success": 0.0}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, float]]:
+        """Takes one decision.
+
+        Raises:
+            InvalidAction: wrong shape, NaN or infinity.
+            EpisodeOver: the episode has ended, or none has begun.
+        """
+        action = self._checked(action)
+        if not self.decisions_left:
+            raise EpisodeOver("no episode is under way: call reset() before step()")
+        reward, success, terminated = 0.0, False, False
+        for _ in range(self.action_repeat):
+            frame = self.simulator.advance(action)
+            reward += frame.reward
+            success |= frame.success
+            terminated |= frame.terminated
+            if terminated:
+                break
+        if success:
+            reward += self.success_bonus
+        self._decision += 1
+        truncated = self._decision == self.episode_decisions and not terminated
+        if terminated:
+            self._decision = self.episode_decisions
+        self._stack = np.concatenate([self._stack[3:], self.simulator.render()])  # (3 * frame_stack, H, W)
+        return self._stack.copy(), float(reward), terminated, truncated, {"success": float(success)}
+
+    def render(self) -> np.ndarray:
+        """The newest frame as uint8 (H, W, 3), the way gymnasium's video tools want it."""
+        return self._stack[-3:].transpose(1, 2, 0).copy()
+
+    def close(self) -> None:
+        """Frees the simulator and its OpenGL context. Closing twice is allowed."""
+        self.simulator.close()
+
+    @property
+    def decisions_left(self) -> int:
+        """Decisions until the end of the episode; 0 when none is under way."""
+        return self.episode_decisions - self._decision
+
+    def _checked(self, action: np.ndarray) -> np.ndarray:
+        action = np.asarray(action, np.float32)
+        if action.shape != self.action_space.shape:
+            raise InvalidAction(f"an action has the shape {self.action_space.shape}, not {action.shape}")
+        if not np.isfinite(action).all():
+            raise InvalidAction(f"an action must be finite, not {action.tolist()}")
+        return np.clip(action, -1.0, 1.0)

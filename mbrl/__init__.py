@@ -1,0 +1,1 @@
+"""Training: the loops, what they stand on, and the commands (`python -m mbrl.<verb>`)."""

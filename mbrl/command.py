@@ -1,0 +1,52 @@
+"""What every `python -m mbrl.<verb>` shares: words in, one clear line out when something can't be done."""
+
+import errno
+import sys
+from collections.abc import Callable
+
+import agents
+import envs
+from mbrl.episodes import EpisodeStoreError
+from mbrl.replay import ReplayError
+from mbrl.run import RunFinished
+from mbrl.settings import UserError
+from world_model import WeightsError
+
+# Errors that a user can put right; each says what is wrong and what to do in one line.
+USER_ERRORS = (
+    UserError,
+    EpisodeStoreError,
+    ReplayError,
+    WeightsError,
+    agents.InvalidConfig,
+    agents.StateMismatch,
+    envs.ExpertFailed,
+    envs.InvalidSetting,
+    envs.MissingGL,
+    envs.NoExpert,
+    envs.UnknownTask,
+)
+
+
+def command(main: Callable[[list[str]], None]) -> None:
+    """Run an entry point on the words of the command line.
+
+    Exit codes: 0 done, or nothing left to do; 2 after `error: <line>`; 130 when stopped from the keyboard.
+    """
+    try:
+        main(sys.argv[1:])
+    except RunFinished as finished:
+        print(finished)
+    except USER_ERRORS as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print(
+            "error: the disk is full; make room and run the same command again to continue", file=sys.stderr
+        )
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command continues from the last checkpoint", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,104 @@
+"""Episodes on disk: one compressed file each, written so that a crash can only lose the one being written.
+
+    replay/000000.npz, 000001.npz, ...      the fields of `mbrl.replay.Episode`
+
+The numbers count the episodes of a run. A checkpoint only remembers how many there were; on resume the files
+that came after it are removed with `truncate` and the others are loaded into the replay buffer again.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from mbrl.replay import Episode
+
+
+class EpisodeStoreError(RuntimeError):
+    """An episode that could not be written."""
+
+
+class EpisodeStore:
+    """The episode files of one run.
+
+    Args:
+        folder: made if it is missing. Half-written files of an earlier crash are removed from it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for leftover in self.folder.glob(".*.tmp"):
+            leftover.unlink()
+
+    def path(self, index: int) -> Path:
+        """The file of episode `index`."""
+        return self.folder / f"{index:06d}.npz"
+
+    def indices(self) -> list[int]:
+        """Numbers of the episodes on disk, in order."""
+        return sorted(int(path.stem) for path in self.folder.glob("*.npz") if path.stem.isdigit())
+
+    def save(self, index: int, episode: Episode) -> None:
+        """Writes an episode; when this returns, the file is whole and on the disk.
+
+        Raises:
+            EpisodeStoreError: the disk is full or cannot be written; nothing is left behind.
+        """
+        path = self.path(index)
+        temporary = path.with_name(f".{path.name}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                np.savez_compressed(file, **episode._asdict())
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.rename(path)
+            _sync_folder(self.folder)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise EpisodeStoreError(f"cannot write episode {path}: {error.strerror}") from error
+
+    def load(self, indices: Iterable[int]) -> Iterator[Episode]:
+        """Reads episodes in the order given; one missing or damaged is named in a warning and skipped."""
+        for index in indices:
+            try:
+                yield _read(self.path(index))
+            except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+                warnings.warn(f"skipping damaged episode {self.path(index)}: {error}", stacklevel=2)
+
+    def truncate(self, count: int) -> None:
+        """Removes every episode whose number is `count` or more."""
+        for index in self.indices():
+            if index >= count:
+                self.path(index).unlink()
+        _sync_folder(self.folder)
+
+
+def _read(path: Path) -> Episode:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        episode = Episode(
+            frames=arrays["frames"],
+            actions=arrays["actions"],
+            rewards=arrays["rewards"],
+            terminated=bool(arrays["terminated"]),
+            prefix=int(arrays["prefix"]),
+        )
+    if len(episode.frames) != episode.prefix + len(episode.actions) + 1 or len(episode.rewards) != len(
+        episode.actions
+    ):
+        raise ValueError("its frames, actions and rewards do not belong together")
+    return episode
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,359 @@
+"""Replay: a ring of whole episodes that stores every picture once.
+
+`agents/api.py` draws how frames, actions and rewards are numbered. Episodes lie one behind the other in a
+ring of preallocated arrays, the oldest are dropped whole, and every sample is one vectorised gather whose
+cost does not depend on how much is held. Both buffers of MBPO are this class: the real one (long episodes)
+and the imagined one (short rollouts that begin with a full frame stack).
+
+Letters: B batch, K frame stack, T decisions of an episode, P prefix frames, C H W one frame, A action.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agents import TransitionBatch
+
+
+class ReplayError(ValueError):
+    """An episode that does not fit the buffer, or a sample that the buffer cannot give."""
+
+
+class Episode(NamedTuple):
+    """One episode, or one imagined rollout, of T decisions.
+
+    `prefix` frames precede the frame of the first decision; they are real pictures used for stacking only, so
+    that a rollout can begin from a full frame stack.
+    """
+
+    frames: np.ndarray  # uint8 (P + T + 1, C, H, W)
+    actions: np.ndarray  # float32 (T, A)
+    rewards: np.ndarray  # float32 (T,)
+    terminated: bool  # ended by the task itself; False for a time limit or the end of a rollout
+    prefix: int = 0
+
+
+class SegmentBatch(NamedTuple):
+    """Windows of consecutive frames.
+
+    `actions[:, -1]` and `rewards[:, -1]` lead out of the window: never used, and zeros at an episode's end.
+    """
+
+    frames: Tensor  # uint8 (B, length, C, H, W)
+    actions: Tensor  # float32 (B, length, A)
+    rewards: Tensor  # float32 (B, length)
+
+
+class _Queue:
+    """First in, first out, over a fixed array; any place can be read. Holds slots of the ring."""
+
+    def __init__(self, capacity: int) -> None:
+        self._slots = np.zeros(capacity, np.int64)
+        self._first, self._count = 0, 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def push(self, slots: np.ndarray) -> None:
+        assert self._count + len(slots) <= len(self._slots)
+        places = (self._first + self._count + np.arange(len(slots))) % len(self._slots)
+        self._slots[places] = slots
+        self._count += len(slots)
+
+    def drop(self, count: int) -> None:
+        self._first = (self._first + count) % len(self._slots)
+        self._count -= count
+
+    def draw(self, count: int, generator: np.random.Generator) -> np.ndarray:
+        """`count` slots, uniformly and with repetition."""
+        places = (self._first + generator.integers(self._count, size=count)) % len(self._slots)
+        return self._slots[places]
+
+
+class _Span(NamedTuple):
+    """Where an episode lies: its first slot, its prefix and its decisions."""
+
+    slot: int
+    prefix: int
+    decisions: int
+
+    @property
+    def frames(self) -> int:
+        return self.prefix + self.decisions + 1
+
+
+class ReplayBuffer:
+    """A window over the newest episodes.
+
+    Args:
+        capacity: decisions held at most.
+        frame_shape: (C, H, W) of one frame.
+        action_dim: A.
+        frame_stack: K, frames in an observation.
+        nstep: n of the n-step return.
+        discount: gamma.
+        seed: of the sampling.
+        episode_decisions: length of the episodes that the ring is sized for. An episode stores up to K frames
+            more than it has decisions, so many short ones need more room than a few long ones. Others work
+            too; then the ring may hold less than `capacity` decisions, but never takes more memory.
+        memory_limit_bytes: frames that need more than this live in a memory-mapped file under `scratch`.
+        scratch: an existing folder for that file, which vanishes with the process however that ends.
+
+    Raises:
+        ReplayError: the memory-mapped file finds no room, or `scratch` is missing.
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        frame_shape: tuple[int, int, int],
+        action_dim: int,
+        *,
+        frame_stack: int,
+        nstep: int,
+        discount: float,
+        seed: int,
+        episode_decisions: int = 100,
+        memory_limit_bytes: int | None = None,
+        scratch: Path | None = None,
+    ) -> None:
+        self.capacity, self.frame_stack = capacity, frame_stack
+        self._discounts = discount ** np.arange(nstep + 1, dtype=np.float64)
+        self._generator = np.random.default_rng(seed)
+
+        self._num_slots = capacity + frame_stack * -(-capacity // episode_decisions)
+        self._frames = _allocate((self._num_slots, *frame_shape), memory_limit_bytes, scratch)
+        self._actions = np.zeros((self._num_slots, action_dim), np.float32)
+        self._rewards = np.zeros(self._num_slots, np.float32)
+        # Per slot: frames of its episode before it, decisions from it to the end, and how that came.
+        self._before = np.zeros(self._num_slots, np.int32)
+        self._remaining = np.zeros(self._num_slots, np.int32)
+        self._terminated = np.zeros(self._num_slots, bool)
+        self._clear()
+
+    def _clear(self) -> None:
+        self._episodes: deque[_Span] = deque()
+        self._next_slot, self._used_slots = 0, 0
+        # Starts of the windows of a given number of frames. Two frames are one decision, so [2] is all
+        # decisions; other lengths appear when they are first asked for.
+        self._starts: dict[int, _Queue] = {2: _Queue(self.capacity)}
+
+    def __len__(self) -> int:
+        """Decisions held."""
+        return len(self._starts[2])
+
+    @property
+    def num_episodes(self) -> int:
+        """Episodes held."""
+        return len(self._episodes)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the frames take, full or not."""
+        return self._frames.nbytes
+
+    def add(self, episode: Episode) -> None:
+        """Stores an episode and drops the oldest ones that have to make room.
+
+        Raises:
+            ReplayError: shapes, types or values are wrong, or the episode alone is larger than the buffer.
+        """
+        self._check(episode)
+        decisions, num_frames = len(episode.actions), len(episode.frames)
+        while len(self) + decisions > self.capacity or self._used_slots + num_frames > self._num_slots:
+            self._evict()
+
+        slots = (self._next_slot + np.arange(num_frames)) % self._num_slots
+        deciding = slots[episode.prefix : -1]
+        self._frames[slots] = episode.frames
+        self._actions[slots], self._rewards[slots] = 0.0, 0.0
+        self._actions[deciding], self._rewards[deciding] = episode.actions, episode.rewards
+        self._before[slots] = np.arange(num_frames)
+        self._remaining[slots] = np.arange(num_frames)[::-1]
+        self._terminated[slots] = episode.terminated
+
+        span = _Span(self._next_slot, episode.prefix, decisions)
+        self._episodes.append(span)
+        self._next_slot = (self._next_slot + num_frames) % self._num_slots
+        self._used_slots += num_frames
+        for length, queue in self._starts.items():
+            queue.push(self._window_starts(span, length))
+
+    def _check(self, episode: Episode) -> None:
+        decisions = len(episode.actions)
+        expected = (
+            ("frames", np.uint8, (episode.prefix + decisions + 1, *self._frames.shape[1:])),
+            ("actions", np.float32, (decisions, self._actions.shape[1])),
+            ("rewards", np.float32, (decisions,)),
+        )
+        for name, dtype, shape in expected:
+            value = getattr(episode, name)
+            if value.dtype != dtype or value.shape != shape:
+                raise ReplayError(
+                    f"episode's {name} are {value.dtype} {value.shape}, expected {np.dtype(dtype)} {shape}"
+                )
+        if not (np.isfinite(episode.actions).all() and np.isfinite(episode.rewards).all()):
+            raise ReplayError("episode holds an action or a reward that is not finite")
+        if decisions < 1:
+            raise ReplayError("episode has no decision")
+        if decisions > self.capacity or len(episode.frames) > self._num_slots:
+            raise ReplayError(
+                f"episode of {decisions} decisions does not fit a buffer of {self.capacity}: make it larger"
+            )
+
+    def _evict(self) -> None:
+        span = self._episodes.popleft()
+        self._used_slots -= span.frames
+        for length, queue in self._starts.items():
+            queue.drop(max(0, span.decisions + 2 - length))
+
+    def _window_starts(self, span: _Span, length: int) -> np.ndarray:
+        count = max(0, span.decisions + 2 - length)  # windows of `length` among T + 1 frames
+        return (span.slot + span.prefix + np.arange(count)) % self._num_slots
+
+    def sample(self, batch_size: int) -> TransitionBatch:
+        """n-step transitions, uniform over every decision held, the last ones of an episode included.
+
+        Near the end of an episode the sum is cut there and the value is taken from the final frame.
+
+        Raises:
+            ReplayError: the buffer is empty.
+        """
+        slots = self._draw(batch_size, length=2)
+        nstep = len(self._discounts) - 1
+        remaining = self._remaining[slots]  # (B,)
+        steps = np.minimum(nstep, remaining)
+        ahead = np.arange(nstep)
+        rewards = self._rewards[(slots[:, None] + ahead) % self._num_slots]  # (B, n)
+        returns = np.where(ahead < steps[:, None], rewards, 0.0) @ self._discounts[:-1]  # (B,)
+        over = self._terminated[slots] & (steps == remaining)
+        discounts = np.where(over, 0.0, self._discounts[steps])
+        return TransitionBatch(
+            obs=self._stacks(slots).flatten(1, 2),
+            action=torch.from_numpy(self._actions[slots]),
+            reward=torch.from_numpy(returns.astype(np.float32)[:, None]),
+            discount=torch.from_numpy(discounts.astype(np.float32)[:, None]),
+            next_obs=self._stacks((slots + steps) % self._num_slots).flatten(1, 2),
+        )
+
+    def sample_segments(self, batch_size: int, length: int) -> SegmentBatch:
+        """Windows of `length` frames, uniform over all that fit an episode (prefix frames are not used).
+
+        A window may end with the final frame of its episode.
+
+        Raises:
+            ReplayError: no episode held is long enough, or `length` is below 2.
+        """
+        slots = (self._draw(batch_size, length)[:, None] + np.arange(length)) % self._num_slots  # (B, length)
+        return SegmentBatch(
+            frames=self._gather(slots),
+            actions=torch.from_numpy(self._actions[slots]),
+            rewards=torch.from_numpy(self._rewards[slots]),
+        )
+
+    def sample_starts(self, batch_size: int) -> Tensor:
+        """Frame stacks uint8 (B, K, C, H, W), oldest first, at decisions drawn uniformly: where dreams begin.
+
+        Raises:
+            ReplayError: the buffer is empty.
+        """
+        return self._stacks(self._draw(batch_size, length=2))
+
+    def _draw(self, batch_size: int, length: int) -> np.ndarray:
+        if length < 2:
+            raise ReplayError(f"a segment has at least 2 frames, not {length}")
+        if length not in self._starts:
+            self._starts[length] = _Queue(self.capacity)
+            for span in self._episodes:
+                self._starts[length].push(self._window_starts(span, length))
+        if not len(self._starts[length]):
+            longest = max((span.decisions + 1 for span in self._episodes), default=0)
+            raise ReplayError(f"no episode holds {length} frames (the longest of the buffer holds {longest})")
+        return self._starts[length].draw(batch_size, self._generator)
+
+    def _stacks(self, slots: np.ndarray) -> Tensor:
+        """Frame stacks (B, K, C, H, W) that end at `slots` (B,), padded with the episode's first frame."""
+        back = np.minimum(np.arange(self.frame_stack)[::-1], self._before[slots][:, None])  # (B, K)
+        return self._gather((slots[:, None] - back) % self._num_slots)
+
+    def _gather(self, slots: np.ndarray) -> Tensor:
+        """Frames at `slots` of any shape: (*slots.shape, C, H, W)."""
+        return torch.from_numpy(self._frames[slots])  # ten times as fast as indexing a torch tensor
+
+    def episodes(self) -> Iterator[Episode]:
+        """Copies of the episodes held, oldest first."""
+        for span in self._episodes:
+            slots = (span.slot + np.arange(span.frames)) % self._num_slots
+            deciding = slots[span.prefix : -1]
+            yield Episode(
+                frames=self._frames[slots],
+                actions=self._actions[deciding],
+                rewards=self._rewards[deciding],
+                terminated=bool(self._terminated[span.slot]),
+                prefix=span.prefix,
+            )
+
+    def state_dict(self, with_episodes: bool) -> dict[str, Any]:
+        """The random state and, `with_episodes`, everything held; survives a `weights_only` load.
+
+        What a sample returns depends on the episodes held, in their order, and on the random state only, so a
+        buffer that is filled again with the same episodes and given this state continues bit for bit.
+        """
+        state: dict[str, Any] = {"generator": self._generator.bit_generator.state}
+        if with_episodes:
+            held = list(self.episodes())
+            state["episodes"] = [
+                {
+                    "frames": torch.from_numpy(episode.frames),
+                    "actions": torch.from_numpy(episode.actions),
+                    "rewards": torch.from_numpy(episode.rewards),
+                    "terminated": episode.terminated,
+                    "prefix": episode.prefix,
+                }
+                for episode in held
+            ]
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes over what `state_dict` returned; episodes in it replace those held.
+
+        Raises:
+            ReplayError: the episodes are of other sizes than this buffer's.
+        """
+        if "episodes" in state:
+            self._clear()
+            for saved in state["episodes"]:
+                arrays = {name: saved[name].numpy() for name in ("frames", "actions", "rewards")}
+                self.add(Episode(**arrays, terminated=saved["terminated"], prefix=saved["prefix"]))
+        self._generator.bit_generator.state = state["generator"]
+
+
+def _allocate(shape: tuple[int, ...], memory_limit_bytes: int | None, scratch: Path | None) -> np.ndarray:
+    """Zeroed uint8 array in memory or, above the limit, in a file without a name under `scratch`."""
+    size = int(np.prod(shape, dtype=np.int64))
+    if memory_limit_bytes is None or size <= memory_limit_bytes:
+        return np.zeros(shape, np.uint8)
+    if scratch is None:
+        raise ReplayError(
+            f"{size / 1e9:.1f} GB of replay frames exceed the memory limit and no scratch is given"
+        )
+    try:
+        with tempfile.TemporaryFile(dir=scratch) as file:
+            # Reserved now: a disk that fills up later would kill the process without a word (SIGBUS).
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            return np.asarray(np.memmap(file, np.uint8, mode="w+", shape=shape))
+    except OSError as error:
+        raise ReplayError(
+            f"no room for {size / 1e9:.1f} GB of frames in {scratch} ({error.strerror}): free some, or lower "
+            " replay_buffer_frames, or raise replay_memory_gb"
+        ) from error

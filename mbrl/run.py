@@ -1,0 +1,292 @@
+"""A run: its folder, its seeds, its logs and its checkpoints.
+
+    run = Run.open(settings)             # new, or continued from its last checkpoint
+    if run.checkpoint: agent.load_state(run.checkpoint.load("agent.pt"))
+    ...
+    run.record("agent", agent.update(batch))     # averaged on the device
+    run.step(frame)                              # progress bar; logs every log_every_frames
+    run.save(frame, {"agent.pt": agent.state(), ...})
+
+    runs/<task>/<agent>[-<variant>]/<seed>/
+        config.yaml      every key of the run
+        git.json         commit, versions and machine, of the start and of each restart
+        metrics.jsonl    every logged value, one JSON object a line
+        train.csv        one row an episode
+        eval.csv         frame,episode_return,success_rate,episodes,wall_time_s
+        tb/  videos/  checkpoints/  replay/
+
+What a frame logs must be logged before `save(frame)`: a restart keeps log lines up to the checkpoint's frame.
+"""
+
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import uuid
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import torch
+import yaml
+from omegaconf import OmegaConf
+from torch import Tensor
+from tqdm import tqdm
+
+from mbrl import checkpoints
+from mbrl.checkpoints import Checkpoint
+from mbrl.logger import EVAL, Logger
+from mbrl.settings import Settings, UserError, build, flatten, pick_device, to_dict
+
+CONFIG = "config.yaml"
+PROVENANCE = "git.json"
+CHECKPOINTS = "checkpoints"
+STATE = "run.json"  # the part of a checkpoint that belongs to the run itself
+# Keys that change nothing a run computes; a restart may change them.
+FREE_KEYS = frozenset({"run_root", "log_every_frames", "video", "wandb", "threads"})
+PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "metaworld", "dm-control", "hydra-core")
+
+
+class RunFinished(Exception):
+    """There is nothing left to do: this run reached its last frame. The message says so and how it ended."""
+
+
+class Run:
+    """An open run folder, locked against a second process. Made by `Run.open`."""
+
+    def __init__(self, settings: Settings, folder: Path, lock: TextIO, checkpoint: Checkpoint | None) -> None:
+        self.settings = settings
+        self.folder = folder
+        self.device = pick_device(settings.device)
+        self.checkpoint = checkpoint  # where to continue from, or None at the very beginning
+        self.start_frame = checkpoint.frame if checkpoint else 0
+        self._lock = lock
+        self._last_flush = self.start_frame
+        wall_time_s = checkpoint.load(STATE)["wall_time_s"] if checkpoint else 0.0
+        self.logger = Logger(folder, checkpoint.frame if checkpoint else None, wall_time_s)
+        self.progress = tqdm(
+            total=settings.num_train_frames,
+            initial=self.start_frame,
+            unit="frame",
+            dynamic_ncols=True,
+            # A log file wants a line now and then, a terminal a bar that moves.
+            mininterval=1 if sys.stderr.isatty() else 30,
+        )
+        self._shown: dict[str, str] = {}
+
+    @classmethod
+    def open(cls, settings: Settings) -> "Run":
+        """Create the run's folder, or continue the run that is in it.
+
+        Raises RunFinished if it is complete, UserError if the folder holds a run of another config or only
+        damaged checkpoints, or if another process trains in it.
+        """
+        folder = run_folder(settings)
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = _lock(folder)
+        try:
+            if (folder / CONFIG).exists():
+                _check_same_config(folder, settings)
+            checkpoint = checkpoints.latest(folder / CHECKPOINTS)
+            if checkpoint and checkpoint.load(STATE)["finished"]:
+                raise RunFinished(_finished_line(folder, checkpoint))
+            (folder / "replay").mkdir(exist_ok=True)
+            (folder / "videos").mkdir(exist_ok=True)
+            identity = _write_provenance(folder, checkpoint)
+            if not (folder / CONFIG).exists():
+                _write_text(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.create(to_dict(settings))))
+            run = cls(settings, folder, lock, checkpoint)
+        except BaseException:
+            lock.close()
+            raise
+        if settings.wandb:
+            name = "/".join(folder.parts[-3:])
+            run.logger.attach_wandb(name, identity, to_dict(settings))
+        return run
+
+    def record(self, prefix: str, metrics: Mapping[str, Tensor | float]) -> None:
+        """Scalars of one update, tagged `<prefix>/<name>`; logged as means every `log_every_frames`."""
+        self.logger.record(prefix, metrics)
+
+    def step(self, frame: int) -> None:
+        """Tell the bar where training is; writes the recorded means when they are due.
+
+        Raises NonFinite if one of them is NaN or infinite.
+        """
+        self.progress.update(frame - self.progress.n)
+        if frame // self.settings.log_every_frames > self._last_flush // self.settings.log_every_frames:
+            self._flush(frame)
+
+    def log(self, frame: int, values: Mapping[str, float]) -> None:
+        """Write numbers under their full tags at once, such as `imagined/reward_mean`."""
+        self.logger.scalars(frame, values)
+
+    def log_episode(self, frame: int, episode: int, episode_return: float, success: float) -> None:
+        """One finished training episode, the `episode`-th of the run."""
+        self.logger.episode(frame, episode, episode_return, success)
+        self._show(train_return=f"{episode_return:.1f}")
+
+    def log_eval(self, frame: int, episode_return: float, success_rate: float, episodes: int) -> None:
+        """Mean return and share of successes over the evaluation episodes."""
+        self.logger.evaluation(frame, episode_return, success_rate, episodes)
+        self._show(success=f"{success_rate:.2f}", eval_return=f"{episode_return:.1f}")
+
+    def log_video(self, tag: str, frame: int, gif: bytes) -> None:
+        """Keep a GIF (see `mbrl.video`) unless `video=false`."""
+        if self.settings.video:
+            self.logger.video(tag, frame, gif)
+
+    def save(self, frame: int, parts: Mapping[str, Any], *, finished: bool = False) -> None:
+        """Write a checkpoint (see `mbrl.checkpoints`). Raises NonFinite rather than save a broken run."""
+        self._flush(frame)
+        self.logger.sync()
+        state = {"finished": finished, "wall_time_s": self.logger.wall_time_s}
+        self.checkpoint = checkpoints.save(self.folder / CHECKPOINTS, frame, dict(parts) | {STATE: state})
+
+    def close(self) -> None:
+        """Close the logs and let another process have the folder. Safe to call twice."""
+        self.progress.close()
+        self.logger.close()
+        self._lock.close()
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _flush(self, frame: int) -> None:
+        self.logger.flush(frame)
+        self._last_flush = frame
+
+    def _show(self, **values: str) -> None:
+        self._shown |= values
+        self.progress.set_postfix(self._shown, refresh=False)
+
+
+def run_folder(settings: Settings) -> Path:
+    """runs/<task>/<agent>[-<variant>]/<seed>"""
+    agent = f"{settings.agent}-{settings.variant}" if settings.variant else settings.agent
+    return Path(settings.run_root) / settings.task / agent / str(settings.seed)
+
+
+def stored_settings(asked: Settings) -> Settings:
+    """The settings that the run in `asked`'s folder was started with; keys that are free to change, as asked.
+
+    Raises UserError if there is no run, or one whose config this version of the code does not know.
+    """
+    folder = run_folder(asked)
+    if not (folder / CONFIG).exists():
+        raise UserError(f"there is no run in {folder}; start one with make train")
+    free = {key: getattr(asked, key) for key in FREE_KEYS}
+    return build(Settings, _read_config(folder / CONFIG) | free)
+
+
+def stream_seed(seed: int, *names: str | int) -> int:
+    """A seed for one stream of random numbers, such as `stream_seed(seed, "episode", 12)`.
+
+    Streams of different names are independent: drawing more from one (an evaluation, say) changes no other.
+    """
+    words = [zlib.crc32(name.encode()) if isinstance(name, str) else name for name in names]
+    return int(np.random.SeedSequence([seed, *words]).generate_state(1)[0])
+
+
+def _lock(folder: Path) -> TextIO:
+    """The folder's lock, held until the file is closed; the system frees it when the process dies."""
+    file = open(folder / ".lock", "w")  # noqa: SIM115, the lock lives as long as the run
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise UserError(
+            f"another process is training in {folder}; wait for it or set variant=<name>"
+        ) from error
+    return file
+
+
+def _finished_line(folder: Path, checkpoint: Checkpoint) -> str:
+    rows = (folder / EVAL).read_text().splitlines()[1:] if (folder / EVAL).exists() else []
+    last = rows[-1].split(",") if rows else []
+    result = f", success rate {last[2]} and return {last[1]} over {last[3]} episodes" if last else ""
+    return (
+        f"{folder} is finished: {checkpoint.frame} frames{result}. Another seed or variant starts a new run"
+    )
+
+
+def _check_same_config(folder: Path, settings: Settings) -> None:
+    before, now = flatten(_read_config(folder / CONFIG)), flatten(to_dict(settings))
+    keys = [key for key in now | before if key not in FREE_KEYS and before.get(key) != now.get(key)]
+    if keys:
+        shown = [f"{key} was {before.get(key, 'not set')}, is {now.get(key, 'not set')}" for key in keys[:6]]
+        more = f" and {len(keys) - 6} more" if len(keys) > 6 else ""
+        raise UserError(
+            f"{folder} holds a run of another config ({'; '.join(shown)}{more}): "
+            "set variant=<name> to keep both, or remove the folder"
+        )
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(path))
+    except (yaml.YAMLError, OSError) as error:
+        raise UserError(f"{path} cannot be read: remove the run folder to start over") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path} is damaged: remove the run folder to start over")
+    return {str(key): value for key, value in config.items()}
+
+
+def _write_provenance(folder: Path, checkpoint: Checkpoint | None) -> str:
+    """Add this start to git.json; returns the run's own id."""
+    path = folder / PROVENANCE
+    record: dict[str, Any] = {"id": uuid.uuid4().hex[:12], "starts": []}
+    if path.exists():
+        record = json.loads(path.read_text())
+    record["starts"].append({"frame": checkpoint.frame if checkpoint else 0} | provenance())
+    _write_text(path, json.dumps(record, indent=1) + "\n")
+    return str(record["id"])
+
+
+def provenance() -> dict[str, Any]:
+    """The code's commit, the versions it runs with, and the machine."""
+    status = _git("status", "--porcelain", "--untracked-files=no")
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": None if status is None else bool(status),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "machine": {"system": platform.platform(), "cpus": os.cpu_count(), "gpu": gpu},
+        "command": sys.argv[1:],
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    """Output of git in the project's folder; None where there is no git or no repository."""
+    command = ["git", "-C", str(Path(__file__).resolve().parent), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Write a small file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

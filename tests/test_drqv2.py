@@ -1,0 +1,287 @@
+"""DrQ-v2: its parts against references, its state bit for bit, and that it learns."""
+
+import dataclasses
+import io
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from agents import DrQv2, DrQv2Config, InvalidConfig, StateMismatch, TransitionBatch, Uniform, parse_schedule
+from agents.networks import random_shift
+
+OBS_SHAPE = (9, 64, 64)
+CONFIG = DrQv2Config(
+    encoder="strided",
+    feature_dim=16,
+    hidden_dim=32,
+    lr=1e-3,
+    critic_target_tau=0.01,
+    stddev_schedule="linear(1.0,0.1,100)",
+    stddev_clip=0.3,
+    guide_schedule="linear(1.0,0.0,10)",
+    guide_batch_size=4,
+    precision="fp32",
+)
+
+
+def agent(seed=1, **changes):
+    return DrQv2(OBS_SHAPE, 2, dataclasses.replace(CONFIG, **changes), "cpu", seed)
+
+
+def batch(seed, size=4):
+    generator = torch.Generator().manual_seed(seed)
+
+    def pictures():
+        return torch.randint(0, 256, (size, *OBS_SHAPE), dtype=torch.uint8, generator=generator)
+
+    def uniform(width):
+        return torch.rand(size, width, generator=generator)
+
+    discount = torch.full((size, 1), 0.97)
+    return TransitionBatch(pictures(), uniform(2) * 2 - 1, uniform(1), discount, pictures())
+
+
+def assert_same_weights(a, b):
+    ours, theirs = a.weights(), b.weights()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def grid_sample_shift(obs, shifts, pad):
+    """DrQ-v2's augmentation: the padded picture sampled bilinearly on a shifted grid of pixel centres."""
+    size = obs.shape[-1]
+    padded = F.pad(obs.double(), (pad,) * 4, mode="replicate")
+    whole = size + 2 * pad
+    centres = (2 * torch.arange(size, dtype=torch.float64) + 1) / whole - 1
+    rows = centres + 2 * shifts[:, :1].double() / whole  # (B, size)
+    columns = centres + 2 * shifts[:, 1:].double() / whole
+    shape = (len(obs), size, size)
+    grid = torch.stack([columns[:, None, :].expand(shape), rows[:, :, None].expand(shape)], -1)
+    return F.grid_sample(padded, grid, padding_mode="zeros", align_corners=False)
+
+
+def test_random_shift_equals_the_published_grid_sample():
+    shifts = torch.cartesian_prod(torch.arange(9), torch.arange(9))  # every shift there is
+    obs = torch.randint(
+        0, 256, (81, 2, 12, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    shifted = random_shift(obs, shifts, 4)
+    assert shifted.dtype == torch.uint8
+    torch.testing.assert_close(shifted.double(), grid_sample_shift(obs, shifts, 4), atol=1e-9, rtol=0)
+    centre = random_shift(obs, torch.full((81, 2), 4), 4)
+    assert torch.equal(centre, obs)
+
+
+def test_the_published_encoder_has_its_size():
+    assert agent(encoder="drqv2").encoder.repr_dim == 20_000
+    assert 512 <= agent(encoder="strided").encoder.repr_dim <= 1600
+
+
+def test_pictures_are_scaled_once_inside_the_network():
+    encoder = agent().encoder
+    seen = []
+    encoder.convnet.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].clone()))
+    encoder(torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None].expand(2, *OBS_SHAPE))
+    assert (seen[0][0] == -0.5).all()
+    assert (seen[0][1] == 0.5).all()
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("0.25", {0: 0.25, 10**6: 0.25}),
+        ("linear(1.0,0.1,100000)", {0: 1.0, 50_000: 0.55, 100_000: 0.1, 10**6: 0.1}),
+        ("step_linear( 1, 0.5, 10, 0.1, 20 )", {0: 1.0, 5: 0.75, 10: 0.5, 20: 0.3, 30: 0.1, 99: 0.1}),
+    ],
+)
+def test_schedules(text, values):
+    schedule = parse_schedule(text)
+    assert {decision: pytest.approx(schedule(decision)) for decision in values} == values
+
+
+@pytest.mark.parametrize(
+    "text", ["", "fast", "linear(1.0,0.1)", "linear(1,0,0)", "cosine(1,0,9)", "linear(1,nan,9)"]
+)
+def test_a_schedule_that_is_not_understood_is_refused(text):
+    with pytest.raises(InvalidConfig, match="schedule"):
+        parse_schedule(text)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"encoder": "resnet"}, "'resnet' is unknown: choose drqv2 or strided"),
+        ({"precision": "fp8"}, "choose auto or fp32 or bf16"),
+        ({"lr": 0.0}, "lr=0.0 must be larger"),
+        ({"guide_schedule": "-1"}, "guide_schedule='-1' must not be negative"),
+        ({"stddev_schedule": "lin(1)"}, "not understood"),
+    ],
+)
+def test_bad_settings_are_refused_in_one_line(changes, message):
+    with pytest.raises(InvalidConfig, match=message):
+        dataclasses.replace(CONFIG, **changes)
+
+
+def test_exploration_follows_the_schedule_and_stays_in_bounds():
+    learner, obs = agent(), batch(0).obs[:1].expand(2000, -1, -1, -1)
+    mean = learner.act(obs[:1], 0, eval_mode=True)
+    for decision, stddev in ((0, 1.0), (100, 0.1)):
+        actions = learner.act(obs, decision, eval_mode=False)
+        assert actions.abs().max() < 1
+        expected = (mean + stddev * torch.randn(2000, 2, generator=torch.Generator().manual_seed(3))).clamp(
+            -1, 1
+        )
+        torch.testing.assert_close(actions.std(0), expected.std(0), atol=0.05, rtol=0.05)
+        torch.testing.assert_close(actions.mean(0), expected.mean(0), atol=0.05, rtol=0)
+
+
+def test_evaluating_leaves_training_untouched():
+    one, two = agent(), agent()
+    obs = batch(0).obs
+    for step in range(2):
+        first = two.act(obs, step, eval_mode=True)
+        assert torch.equal(first, two.act(obs, step, eval_mode=True))
+        for learner in (one, two):
+            learner.update(batch(step), step)
+    assert torch.equal(one.act(obs, 5, eval_mode=False), two.act(obs, 5, eval_mode=False))
+    assert_same_weights(one, two)
+
+
+def test_seeds_decide_everything_and_the_global_state_is_left_alone():
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    learners = [agent(seed=1), agent(seed=1), agent(seed=2)]
+    for learner in learners:
+        for step in range(2):
+            learner.update(batch(step), step, batch(9))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert_same_weights(learners[0], learners[1])
+    assert not torch.equal(
+        learners[0].weights()["actor.policy.output.weight"],
+        learners[2].weights()["actor.policy.output.weight"],
+    )
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_resumes_bit_for_bit(precision):
+    straight, first = agent(precision=precision), agent(precision=precision)
+    for step in range(4):
+        straight.update(batch(step), step, batch(100 + step))
+    for step in range(2):
+        first.update(batch(step), step, batch(100 + step))
+    file = io.BytesIO()
+    torch.save(first.state(), file)
+    file.seek(0)
+    resumed = agent(seed=7, precision=precision)
+    resumed.load_state(torch.load(file, weights_only=True))
+    for step in range(2, 4):
+        resumed.update(batch(step), step, batch(100 + step))
+    assert_same_weights(straight, resumed)
+    obs = batch(0).obs
+    assert torch.equal(straight.act(obs, 4, eval_mode=False), resumed.act(obs, 4, eval_mode=False))
+
+
+def test_a_state_of_other_sizes_is_refused():
+    state = agent(hidden_dim=64).state()
+    learner = agent()
+    before = learner.act(batch(0).obs, 0, eval_mode=True)
+    with pytest.raises(
+        StateMismatch, match=r"actor\.policy\.hidden\.0\.weight is \(64, 16\).*needs \(32, 16\)"
+    ):
+        learner.load_state(state)
+    with pytest.raises(StateMismatch, match="missing"):
+        learner.load_weights({})
+    assert torch.equal(before, learner.act(batch(0).obs, 0, eval_mode=True))
+
+
+def test_the_guide_off_is_plain_drqv2():
+    plain, ended, without = agent(), agent(guide_schedule="0"), agent()
+    for step in range(10, 12):  # the schedule of `plain` has reached zero here
+        metrics = plain.update(batch(step), step, batch(99))
+        ended.update(batch(step), step, batch(99))
+        without.update(batch(step), step)
+        assert "guide_loss" not in metrics
+    assert_same_weights(plain, ended)
+    assert_same_weights(plain, without)
+
+
+def test_the_target_follows_the_critic_and_the_actor_loss_leaves_it_alone():
+    learner = agent(guide_schedule="0")
+    target = {k: v.clone() for k, v in learner.weights().items() if k.startswith("critic_target.")}
+    learner.update(batch(0), 0)
+    weights = learner.weights()
+    for name, old in target.items():
+        new = weights[name.replace("critic_target", "critic")]
+        torch.testing.assert_close(weights[name], 0.99 * old + 0.01 * new)
+
+
+def test_metrics_are_detached_scalars_and_show_a_loss_that_is_not_finite():
+    metrics = agent().update(batch(0), 0, batch(1))
+    assert {"critic_loss", "actor_loss", "guide_loss"} <= metrics.keys()
+    for value in metrics.values():
+        assert value.shape == ()
+        assert not value.requires_grad
+    bad = batch(0)._replace(reward=torch.full((4, 1), float("inf")))
+    assert not torch.isfinite(agent().update(bad, 0)["critic_loss"])
+
+
+def picture_of(state):
+    """uint8 (B, 9, 64, 64): a bright square whose place is `state` (B, 2) in [-1, 1]."""
+    obs = np.zeros((len(state), *OBS_SHAPE), np.uint8)
+    for item, (row, column) in enumerate(((state.numpy() + 1) * 22 + 6).astype(int)):
+        obs[item, :, row : row + 8, column : column + 8] = 255
+    return torch.from_numpy(obs)
+
+
+def bandit(generator, size=32):
+    """One-step task: the best action is the square's place; the reward is minus the distance to it."""
+    state = torch.rand(size, 2, generator=generator) * 2 - 1
+    action = torch.rand(size, 2, generator=generator) * 2 - 1
+    reward = -(action - state).abs().sum(1, keepdim=True)
+    obs = picture_of(state)
+    return TransitionBatch(obs, action, reward, torch.zeros(size, 1), obs), state
+
+
+def distance(learner):
+    held_out, state = bandit(torch.Generator().manual_seed(123), 64)
+    return (learner.act(held_out.obs, 10**6, eval_mode=True) - state).abs().sum(1).mean().item()
+
+
+def test_learns_to_see_and_act():
+    learner, generator = (
+        agent(stddev_schedule="0.2", guide_schedule="0", hidden_dim=128),
+        torch.Generator().manual_seed(5),
+    )
+    before = distance(learner)
+    for step in range(250):
+        learner.update(bandit(generator)[0], step)
+    assert distance(learner) < 0.5 * before
+
+
+def test_the_guide_imitates_where_rewards_say_nothing():
+    learner, generator = agent(guide_schedule="1.0", hidden_dim=128), torch.Generator().manual_seed(5)
+    before = distance(learner)
+    for step in range(120):
+        transitions, best = bandit(generator)
+        demonstrations = transitions._replace(action=best)
+        learner.update(
+            transitions._replace(reward=torch.zeros_like(transitions.reward)), step, demonstrations
+        )
+    assert distance(learner) < 0.5 * before
+
+
+def test_uniform_actions_and_their_state():
+    one, two, obs = Uniform(2, "cpu", seed=1), Uniform(2, "cpu", seed=1), batch(0, size=500).obs
+    actions = one.act(obs, 0, eval_mode=False)
+    assert actions.min() >= -1
+    assert actions.max() <= 1
+    torch.testing.assert_close(actions.std(0), torch.full((2,), 3**-0.5), atol=0.05, rtol=0)
+    two.act(obs, 0, eval_mode=True)
+    assert torch.equal(actions, two.act(obs, 0, eval_mode=False)), "evaluation moved the training stream"
+    state = one.state()
+    expected = one.act(obs, 0, eval_mode=False)
+    two.load_state(state)
+    assert torch.equal(two.act(obs, 0, eval_mode=False), expected)
+    assert one.update(batch(0), 0) == {}

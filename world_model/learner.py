@@ -1,0 +1,206 @@
+"""Online learning of the world model: tokenizer, transformer and reward head, each when it is due.
+
+    metrics = learner.update(clips, tokenizer=True, transformer=True)
+
+The tokenizer learns to reconstruct context frames and a few sampled future frames (L1 + commitment, and LPIPS where its
+weights are at hand); the transformer learns the next token and the reward on tokens of the tokenizer as it stands.
+Source: iVideoGPT (arXiv 2405.15223), section 4.3 and Table 5; AdamW and clipping as in the official code.
+
+Letters: B clips, T frames, K context frames, F sampled future frames, A action.
+"""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from world_model.metrics import moved
+from world_model.model import IVideoGPT
+from world_model.perceptual import LPIPS
+
+
+class Clips(NamedTuple):
+    """A batch of real clips; how actions and rewards line up with frames is drawn in `agents/api.py`."""
+
+    frames: Tensor  # float (B, T, 3, H, W) in [0, 1]
+    actions: Tensor  # float (B, T, A); the last one is not used
+    rewards: Tensor  # float (B, T), environment units; the last one is not used
+
+
+@dataclass(frozen=True)
+class LearnerConfig:
+    batch_size: int
+    segment_length: int  # T, frames of a clip
+    tokenizer_lr: float
+    transformer_lr: float
+    warmup_updates: int  # both rates rise linearly over this many updates
+    weight_decay: float
+    max_grad_norm: float
+    reward_weight: float
+    sampled_future_frames: int  # F, future frames of a clip that the tokenizer reconstructs in one update
+    freeze_codebooks: bool  # as officially when starting from pre-trained weights
+    revive_codes_every: int  # tokenizer updates between restarts of unused codes; 0 never, as officially
+    revive_codes_until: int  # tokenizer updates after which codes stay where they are
+    motion_weight: float  # extra weight of pixels that move, in the reconstruction loss; 0 as officially
+    perceptual_weights: str  # folder with LPIPS-VGG weights, or "none"
+    precision: str  # "auto" (bf16 where the device computes in it), "fp32" or "bf16"
+
+
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """The reduced precision to compute in, or None for float32.
+
+    Raises:
+        ValueError: `precision` is none of auto, fp32, bf16.
+    """
+    if precision not in ("auto", "fp32", "bf16"):
+        raise ValueError(f"precision={precision}: it must be auto, fp32 or bf16")
+    if precision == "auto":
+        if device.type == "cuda":
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            cpu = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+            native = bool(cpu.get("avx512_bf16") or cpu.get("amx_bf16"))
+        precision = "bf16" if native else "fp32"
+    return torch.bfloat16 if precision == "bf16" else None
+
+
+class WorldModelLearner:
+    def __init__(self, model: IVideoGPT, config: LearnerConfig, seed: int):
+        self.model = model
+        self.config = config
+        self.dtype = autocast_dtype(config.precision, model.device)
+        self.perceptual = None
+        if config.perceptual_weights != "none":
+            self.perceptual = LPIPS.from_folder(config.perceptual_weights).to(model.device)
+        tokenizer = [p for name, p in model.tokenizer.named_parameters() if not (config.freeze_codebooks and "quantize" in name)]
+        transformer = [p for name, p in model.named_parameters() if not name.startswith("tokenizer.")]
+        self.parameters = {"tokenizer": tokenizer, "transformer": transformer}
+        self.optimizers = {
+            name: torch.optim.AdamW(
+                [
+                    {"params": [p for p in parameters if p.dim() > 1], "weight_decay": config.weight_decay},
+                    {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+                ],
+                lr=getattr(config, f"{name}_lr"),
+                fused=True,
+            )
+            for name, parameters in self.parameters.items()
+        }
+        self.updates = {"tokenizer": 0, "transformer": 0}
+        self.usage = {
+            name: torch.zeros(getattr(model.tokenizer, name).embedding.num_embeddings, device=model.device)
+            for name in ("quantize", "dynamics_quantize")
+        }
+        self.generator = torch.Generator(model.device).manual_seed(seed)
+        model.eval()  # dropout is switched on inside an update and nowhere else
+
+    @property
+    def reconstruction_loss(self) -> str:
+        """What the tokenizer is trained on, in words."""
+        return "L1 + LPIPS" if self.perceptual is not None else "L1 (no LPIPS weights were given)"
+
+    def autocast(self) -> AbstractContextManager:
+        """The precision of everything the world model computes, dreams included."""
+        return torch.autocast(self.model.device.type, dtype=self.dtype, enabled=self.dtype is not None)
+
+    def update(self, clips: Clips, tokenizer: bool = True, transformer: bool = True) -> dict[str, Tensor]:
+        """One gradient step of the parts that are due; detached scalars, still on the device."""
+        metrics: dict[str, Tensor] = {}
+        self.model.train()
+        if tokenizer:
+            metrics |= self._update_tokenizer(clips.frames)
+        if transformer:
+            metrics |= self._update_transformer(clips)
+        self.model.eval()
+        return metrics
+
+    def _step(self, name: str, loss: Tensor) -> Tensor:
+        """Backward, clip, step; returns the gradient norm."""
+        config, optimizer = self.config, self.optimizers[name]
+        self.updates[name] += 1
+        for group in optimizer.param_groups:
+            group["lr"] = getattr(config, f"{name}_lr") * min(1.0, self.updates[name] / max(1, config.warmup_updates))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.parameters[name], config.max_grad_norm)
+        optimizer.step()
+        return norm
+
+    def _reconstruction(self, target: Tensor, output: Tensor, weight: Tensor | None = None) -> dict[str, Tensor]:
+        """Losses between pictures (B, F, 3, H, W); `weight` (B, F, 1, H, W) averages to about one."""
+        error = (output.float() - target).abs()
+        losses = {"l1": error.mean() if weight is None else (weight * error).mean()}
+        if self.perceptual is not None:
+            losses["lpips"] = self.perceptual(target.flatten(0, 1), output.flatten(0, 1)).mean()
+        return losses
+
+    def _update_tokenizer(self, frames: Tensor) -> dict[str, Tensor]:
+        config, context_length = self.config, self.model.layout.context_length
+        future = frames.shape[1] - context_length
+        chosen = torch.randperm(future, generator=self.generator, device=frames.device)[: config.sampled_future_frames]
+        context, target = frames[:, :context_length], frames[:, context_length + chosen]  # (B, K, ...), (B, F, ...)
+        weight = None
+        if config.motion_weight:
+            weight = 1 + config.motion_weight * moved(target, context[:, -1])  # (B, F, 1, H, W)
+            weight = weight / weight.mean()
+        with self.autocast():
+            out = self.model.tokenizer(torch.cat([context, target], dim=1))
+            losses = {
+                **self._reconstruction(target, out.future, weight),
+                **{f"context_{name}": loss for name, loss in self._reconstruction(context, out.context).items()},
+                "commit": out.commit_loss,
+                "dynamics_commit": out.dynamics_commit_loss,
+            }
+        loss = torch.stack([value.float() for value in losses.values()]).sum()
+        norm = self._step("tokenizer", loss)
+        metrics = {f"tokenizer_{name}": value.detach() for name, value in losses.items()}
+        metrics |= {"tokenizer_loss": loss.detach(), "tokenizer_grad_norm": norm}
+        for name, ids, latents in (
+            ("quantize", out.context_ids, out.context_latents),
+            ("dynamics_quantize", out.dynamics_ids, out.dynamics_latents),
+        ):
+            metrics[f"{name}_codes_used"] = self._watch_codes(name, ids, latents.detach())
+        return metrics
+
+    def _watch_codes(self, name: str, ids: Tensor, latents: Tensor) -> Tensor:
+        """Count which codes are used, restart the dead ones when due; returns the share in use since the last restart."""
+        config, usage = self.config, self.usage[name]
+        usage.scatter_add_(0, ids.flatten(), torch.ones_like(ids.flatten(), dtype=usage.dtype))
+        used = (usage > 0).float().mean()
+        every, done = config.revive_codes_every, self.updates["tokenizer"]
+        # The first update is a restart as well: it spreads a random codebook over what the encoder gives.
+        if every and done <= config.revive_codes_until and (done == 1 or done % every == 0):
+            dead = usage == 0 if done > 1 else torch.ones_like(usage, dtype=torch.bool)
+            getattr(self.model.tokenizer, name).revive(dead, latents, self.generator)
+            usage.zero_()
+        return used
+
+    def _update_transformer(self, clips: Clips) -> dict[str, Tensor]:
+        with self.autocast():
+            out = self.model(clips.frames, clips.actions, clips.rewards)
+            loss = out.ce_loss + self.config.reward_weight * out.reward_loss
+        norm = self._step("transformer", loss)
+        return {
+            "transformer_loss": loss.detach(),
+            "transformer_ce_loss": out.ce_loss.detach(),
+            "reward_loss": out.reward_loss.detach(),
+            "transformer_grad_norm": norm,
+        }
+
+    def state(self) -> dict[str, Any]:
+        """Everything but the model's weights; loads with `weights_only=True`."""
+        return {
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "updates": dict(self.updates),
+            "usage": dict(self.usage),
+            "generator": self.generator.get_state(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        self.updates = dict(state["updates"])
+        self.usage = {name: usage.to(self.model.device) for name, usage in state["usage"].items()}
+        self.generator.set_state(state["generator"].cpu())

@@ -1,0 +1,55 @@
+"""How good a dream is, against what really happened.
+
+Letters: B clips, H horizon. Pictures are float in [0, 1]. Pixels that move are those that differ from the last context
+frame by more than 10/255 in some channel; copying that frame is the predictor to beat on them.
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+MOVED = 10 / 255
+
+
+
+def moved(frames: Tensor, last: Tensor) -> Tensor:
+    """1.0 where a pixel moves, else 0.0: frames (B, H, 3, height, width), last (B, 3, height, width) -> (B, H, 1, ...)."""
+    return ((frames - last[:, None]).abs().amax(2, keepdim=True) > MOVED).float()
+
+
+class Errors(NamedTuple):
+    """Sums, so that batches can be added up before dividing."""
+
+    moving: Tensor  # squared error on pixels that move
+    copying: Tensor  # the same, of copying the last context frame
+
+    @property
+    def ratio(self) -> float:
+        """Below one: better than copying."""
+        return float(self.moving / self.copying.clamp_min(1e-12))
+
+
+def moving_errors(predicted: Tensor, true: Tensor, last: Tensor) -> Errors:
+    """predicted and true (B, H, 3, height, width), last context frame (B, 3, height, width)."""
+    moving = moved(true, last)
+    return Errors(
+        moving=((predicted - true).square() * moving).sum(),
+        copying=((last[:, None] - true).square() * moving).sum(),
+    )
+
+
+def psnr(predicted: Tensor, true: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB, one for each picture: (..., 3, height, width) -> (...)."""
+    return -10 * (predicted - true).square().mean((-1, -2, -3)).clamp_min(1e-10).log10()
+
+
+def correlation(a: Tensor, b: Tensor) -> float:
+    """Pearson's, over all elements; nan where one of them is constant."""
+    a, b = a.flatten().double(), b.flatten().double()
+    a, b = a - a.mean(), b - b.mean()
+    return float((a * b).sum() / (a.norm() * b.norm())) if a.norm() * b.norm() > 0 else float("nan")
+
+
+def copied_share(tokens: Tensor) -> Tensor:
+    """Share of dynamics tokens equal to the one at the same place in the frame before: (B, H, n) -> ()."""
+    return (tokens[:, 1:] == tokens[:, :-1]).float().mean()

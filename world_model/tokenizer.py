@@ -1,0 +1,196 @@
+"""The compressive tokenizer: context frames keep their detail, a future frame costs only what changed.
+
+A context frame becomes N tokens by an ordinary VQ autoencoder. A future frame is encoded and decoded while looking at
+the context's feature maps, so n << N tokens are enough for it; p x p patches of its map are joined into one token.
+Source: iVideoGPT (arXiv 2405.15223), section 3.1 and appendix A.1; weights load from the official checkpoints.
+
+Letters: B clips, K context frames, F future frames, N n tokens a context / future frame, D code width, L tokens.
+Pictures are float in [0, 1]; decoded ones may leave that range a little.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from world_model.blocks import ConditionalDecoder, ConditionalEncoder, Decoder, Encoder, Memory
+from world_model.layout import TokenLayout
+from world_model.quantizer import VectorQuantizer
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """Sizes, under the names of the official config.json."""
+
+    in_channels: int
+    resolution: int  # height and width of a frame, pixels
+    block_out_channels: tuple[int, ...]  # one level each; all but the last halve the map
+    layers_per_block: int
+    latent_channels: int
+    norm_num_groups: int
+    mid_block_add_attention: bool  # of the context branch; the conditional one always has it
+    num_vq_embeddings: int  # context codebook
+    num_dyn_embeddings: int  # dynamics codebook
+    patch_size: int  # p: positions of the future map joined into one token, a side
+    max_att_resolution: int  # cross-attention where the map is at most this
+    context_length: int  # K
+    cross_attention_dropout: float
+
+    @property
+    def context_resolution(self) -> int:
+        """Side of the latent map of a context frame."""
+        return self.resolution >> (len(self.block_out_channels) - 1)
+
+    @property
+    def dynamics_resolution(self) -> int:
+        """Side of the token map of a future frame."""
+        return self.context_resolution // self.patch_size
+
+    @property
+    def layout(self) -> TokenLayout:
+        return TokenLayout(
+            context_length=self.context_length,
+            context_tokens=self.context_resolution**2,
+            dynamics_tokens=self.dynamics_resolution**2,
+            context_codes=self.num_vq_embeddings,
+            dynamics_codes=self.num_dyn_embeddings,
+        )
+
+
+class Reconstruction(NamedTuple):
+    """What the tokenizer's training needs."""
+
+    future: Tensor  # (B, F, 3, H, W)
+    context: Tensor  # (B, K, 3, H, W)
+    commit_loss: Tensor  # (), context codebook, codebook term included
+    dynamics_commit_loss: Tensor  # ()
+    context_ids: Tensor  # (B, K, N)
+    dynamics_ids: Tensor  # (B, F, n)
+    context_latents: Tensor  # (B, K, N, D) before quantization
+    dynamics_latents: Tensor  # (B, F, n, D)
+
+
+class CompressiveTokenizer(nn.Module):
+    def __init__(self, config: TokenizerConfig):
+        super().__init__()
+        if config.context_resolution % config.patch_size:
+            raise ValueError(
+                f"patch_size {config.patch_size} does not divide the {config.context_resolution}-wide feature map"
+            )
+        self.config = config
+        self.layout = config.layout
+        latent, p = config.latent_channels, config.patch_size
+        channels, layers, groups = config.block_out_channels, config.layers_per_block, config.norm_num_groups
+        plain = dict(channels=channels, layers=layers, groups=groups)
+        conditional = dict(
+            max_resolution=config.max_att_resolution,
+            context_length=config.context_length,
+            dropout=config.cross_attention_dropout,
+        )
+        mid = config.mid_block_add_attention
+        self.encoder = Encoder(config.in_channels, latent, **plain, mid_attention=mid)
+        self.cond_encoder = ConditionalEncoder(
+            config.in_channels, latent, **plain, resolution=config.resolution, **conditional
+        )
+        self.quant_conv = nn.Conv2d(latent, latent, 1)
+        self.quantize = VectorQuantizer(config.num_vq_embeddings, latent)
+        self.post_quant_conv = nn.Conv2d(latent, latent, 1)
+        self.quant_linear = nn.Linear(latent * p * p, latent)
+        self.dynamics_quantize = VectorQuantizer(config.num_dyn_embeddings, latent)
+        self.post_quant_linear = nn.Linear(latent, latent * p * p)
+        self.decoder = Decoder(latent, config.in_channels, **plain, mid_attention=mid)
+        self.cond_decoder = ConditionalDecoder(
+            latent, config.in_channels, **plain, resolution=config.context_resolution, **conditional
+        )
+
+    # -- the four halves ---------------------------------------------------------------------------------------------
+
+    def encode_context(self, context: Tensor) -> tuple[Tensor, list[Memory]]:
+        """Context frames (B, K, 3, H, W) -> latents (B, K, N, D) and what future frames look at while encoding."""
+        h, features = self.encoder(context.flatten(0, 1))
+        latents = self.quant_conv(h).flatten(2).transpose(1, 2)  # (B K, N, D)
+        clips = context.shape[:2]
+        return latents.unflatten(0, clips), self.cond_encoder.memory([f.unflatten(0, clips) for f in features])
+
+    def encode_future(self, future: Tensor, memory: list[Memory]) -> Tensor:
+        """Future frames (B, F, 3, H, W) -> latents (B, F, n, D)."""
+        p = self.config.patch_size
+        h = self.cond_encoder(future.flatten(0, 1), memory)  # (B F, C, H', W')
+        h = h.unflatten(3, (-1, p)).unflatten(2, (-1, p))  # (B F, C, h, p, w, p)
+        h = h.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)  # (B F, n, p p C)
+        return self.quant_linear(h).unflatten(0, future.shape[:2])
+
+    def decode_context(self, codes: Tensor) -> tuple[Tensor, list[Memory]]:
+        """Quantized context (B, K, N, D) -> frames (B, K, 3, H, W) and what future frames look at while decoding."""
+        side = self.config.context_resolution
+        h = codes.flatten(0, 1).transpose(1, 2).unflatten(2, (side, side))  # (B K, D, H', W')
+        frames, features = self.decoder(self.post_quant_conv(h))
+        clips = codes.shape[:2]
+        return frames.unflatten(0, clips), self.cond_decoder.memory([f.unflatten(0, clips) for f in features])
+
+    def decode_future(self, codes: Tensor, memory: list[Memory]) -> Tensor:
+        """Quantized future (B, F, n, D) -> frames (B, F, 3, H, W)."""
+        p, side = self.config.patch_size, self.config.dynamics_resolution
+        h = self.post_quant_linear(codes.flatten(0, 1))  # (B F, n, p p C)
+        h = h.unflatten(2, (p, p, -1)).unflatten(1, (side, side))  # (B F, h, w, p, p, C)
+        h = h.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)  # (B F, C, H', W')
+        return self.cond_decoder(h, memory).unflatten(0, codes.shape[:2])
+
+    # -- frames to tokens and back -----------------------------------------------------------------------------------
+
+    def _split(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        config = self.config
+        shape = (config.in_channels, config.resolution, config.resolution)
+        if frames.dim() != 5 or tuple(frames.shape[2:]) != shape or frames.shape[1] < config.context_length:
+            raise ValueError(
+                f"expected frames (B, T >= {config.context_length}, {', '.join(map(str, shape))}), "
+                f"got {tuple(frames.shape)}"
+            )
+        return frames[:, : config.context_length], frames[:, config.context_length :]
+
+    def tokenize(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Frames to one token sequence a clip (see layout.py).
+
+        Args:
+            frames: float (B, T, 3, H, W) in [0, 1]; the first K are context. T = K gives the context alone.
+        Returns:
+            tokens int64 (B, L) and labels int64 (B, L), -100 where there is no loss.
+        """
+        context, future = self._split(frames)
+        latents, memory = self.encode_context(context)
+        context_ids = self.quantize.ids(latents)
+        if future.shape[1]:
+            dynamics_ids = self.dynamics_quantize.ids(self.encode_future(future, memory))
+        else:
+            dynamics_ids = context_ids.new_empty(len(frames), 0, self.layout.dynamics_tokens)
+        tokens = self.layout.join(context_ids, dynamics_ids)
+        return tokens, self.layout.labels(tokens)
+
+    def detokenize(self, tokens: Tensor) -> Tensor:
+        """Tokens int64 (B, L) -> frames float (B, T, 3, H, W), not clamped."""
+        context_ids, dynamics_ids = self.layout.split(tokens)
+        context, memory = self.decode_context(self.quantize.embedding(context_ids))
+        if not dynamics_ids.shape[1]:
+            return context
+        future = self.decode_future(self.dynamics_quantize.embedding(dynamics_ids), memory)
+        return torch.cat([context, future], dim=1)
+
+    def forward(self, frames: Tensor) -> Reconstruction:
+        """Encode, quantize and decode: frames float (B, K + F, 3, H, W) in [0, 1]. Differentiable."""
+        context, future = self._split(frames)
+        latents, encode_memory = self.encode_context(context)
+        dynamics_latents = self.encode_future(future, encode_memory)
+        codes, context_ids, commit_loss = self.quantize(latents)
+        dynamics_codes, dynamics_ids, dynamics_commit_loss = self.dynamics_quantize(dynamics_latents)
+        context, decode_memory = self.decode_context(codes)
+        return Reconstruction(
+            future=self.decode_future(dynamics_codes, decode_memory),
+            context=context,
+            commit_loss=commit_loss,
+            dynamics_commit_loss=dynamics_commit_loss,
+            context_ids=context_ids,
+            dynamics_ids=dynamics_ids,
+            context_latents=latents,
+            dynamics_latents=dynamics_latents,
+        )

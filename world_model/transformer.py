@@ -1,0 +1,161 @@
+"""A LLaMA decoder (Touvron et al., arXiv 2302.13971): RMSNorm, rotary positions, SwiGLU, no biases.
+
+Read `Transformer.forward` for training and `Transformer.step` for generation with keys and values kept.
+
+Letters: B batch, L tokens, D width, N heads, S slots of the cache. Positions count from 0 at the first token.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Sizes, under the names of the official config.json. The vocabulary follows from the tokenizer."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    attention_dropout: float
+    rms_norm_eps: float
+    rope_theta: float
+    initializer_range: float
+    max_position_embeddings: int  # longest sequence trained on; rotary positions set no hard limit
+
+
+class KVCache:
+    """Keys and values of everything read so far, in tensors of fixed size: (layers, B, N, S, D / N) each."""
+
+    def __init__(self, config: TransformerConfig, batch: int, slots: int, device: torch.device, dtype: torch.dtype):
+        head = config.hidden_size // config.num_attention_heads
+        shape = (config.num_hidden_layers, batch, config.num_attention_heads, slots, head)
+        self.keys = torch.empty(shape, device=device, dtype=dtype)
+        self.values = torch.empty(shape, device=device, dtype=dtype)
+        self.length = 0
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store (B, N, L, D / N) behind what is there; return all keys and values of the layer up to the new end."""
+        end = self.length + keys.shape[2]
+        self.keys[layer, :, :, self.length : end] = keys
+        self.values[layer, :, :, self.length : end] = values
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding (Su et al., arXiv 2104.09864), the two halves of a head paired as in LLaMA's release.
+
+    x (B, N, L, D / N), cos and sin (L, D / 2N).
+    """
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        self.heads = config.num_attention_heads
+        self.dropout = config.attention_dropout
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
+        self.out = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], cache: KVCache | None = None, layer: int = 0) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # 3 of (B, N, L, D / N)
+        q, k = rotate(q, *rotary).to(v.dtype), rotate(k, *rotary).to(v.dtype)
+        length = q.shape[2]
+        if cache is None or cache.length == 0:
+            if cache is not None:
+                cache.append(layer, k, v)
+            dropout = self.dropout if self.training else 0.0
+            h = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
+        else:
+            k, v = cache.append(layer, k, v)
+            # A single new token sees everything; of several, each sees what is before it.
+            mask = None
+            if length > 1:
+                mask = torch.ones(length, k.shape[2], dtype=torch.bool, device=x.device).tril(k.shape[2] - length)
+            h = F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype), attn_mask=mask)
+        return self.out(h.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        self.gate_up = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
+        self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
+
+
+class Block(nn.Module):
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        self.attention_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.attention = Attention(config)
+        self.feed_forward_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.feed_forward = FeedForward(config)
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], cache: KVCache | None = None, layer: int = 0) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), rotary, cache, layer)
+        return x + self.feed_forward(self.feed_forward_norm(x))
+
+
+class Transformer(nn.Module):
+    def __init__(self, config: TransformerConfig, vocabulary: int):
+        super().__init__()
+        if config.hidden_size % (2 * config.num_attention_heads):
+            raise ValueError(
+                f"hidden_size {config.hidden_size} must be an even multiple of "
+                f"num_attention_heads {config.num_attention_heads}"
+            )
+        self.config = config
+        self.embedding = nn.Embedding(vocabulary, config.hidden_size)
+        self.blocks = nn.ModuleList([Block(config) for _ in range(config.num_hidden_layers)])
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.head = nn.Linear(config.hidden_size, vocabulary, bias=False)
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=config.initializer_range)
+
+    def _rotary(self, start: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        head = self.config.hidden_size // self.config.num_attention_heads
+        # Rounded as in the official code: a last-bit difference here grows with the position.
+        frequency = 1.0 / self.config.rope_theta ** (torch.arange(0, head, 2, device=device).float() / head)
+        angle = torch.arange(start, start + length, device=device, dtype=torch.float32)[:, None] * frequency
+        return angle.cos(), angle.sin()  # (L, D / 2N)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Embeddings (B, L, D) -> hidden states after the final norm (B, L, D), each seeing only what is before it."""
+        rotary = self._rotary(0, x.shape[1], x.device)
+        for block in self.blocks:
+            x = block(x, rotary)
+        return self.norm(x)
+
+    def new_cache(self, batch: int, slots: int) -> KVCache:
+        device = self.embedding.weight.device
+        autocast = torch.is_autocast_enabled(device.type)
+        dtype = torch.get_autocast_dtype(device.type) if autocast else self.embedding.weight.dtype
+        return KVCache(self.config, batch, slots, device, dtype)
+
+    def step(self, x: Tensor, cache: KVCache) -> Tensor:
+        """Read L more embeddings (B, L, D) behind what the cache holds; hidden states as `forward` would give."""
+        rotary = self._rotary(cache.length, x.shape[1], x.device)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, rotary, cache, layer)
+        cache.length += x.shape[1]
+        return self.norm(x)

@@ -1,0 +1,215 @@
+"""Checkpoints in the official iVideoGPT layout, in and out.
+
+    <folder>/tokenizer/   config.json  diffusion_pytorch_model.safetensors
+    <folder>/transformer/ config.json  model.safetensors
+
+The tokenizer's parameter names are the official ones. The transformer's are translated here: the official files hold
+plain LLaMA keys (action-free) or the same behind `llm.` beside `action_linear.*` and `reward_linear.*`; ours joins the
+query, key and value projections, and the two halves of the SwiGLU, into one matrix each.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from world_model.tokenizer import TokenizerConfig
+from world_model.transformer import TransformerConfig
+
+if TYPE_CHECKING:
+    from world_model.model import IVideoGPT
+
+TOKENIZER_FILE = Path("tokenizer/diffusion_pytorch_model.safetensors")
+TRANSFORMER_FILE = Path("transformer/model.safetensors")
+
+# What the official classes assume where a config.json is silent (thuml/iVideoGPT and transformers' LlamaConfig).
+TOKENIZER_DEFAULTS: dict[str, Any] = dict(
+    in_channels=3,
+    resolution=256,
+    block_out_channels=[64],
+    layers_per_block=1,
+    latent_channels=3,
+    norm_num_groups=32,
+    mid_block_add_attention=True,
+    num_vq_embeddings=256,
+    num_dyn_embeddings=256,
+    patch_size=4,
+    max_att_resolution=32,
+    context_length=1,
+    cross_attention_dropout=0.1,
+)
+TRANSFORMER_DEFAULTS: dict[str, Any] = dict(
+    hidden_size=4096,
+    intermediate_size=11008,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    attention_dropout=0.0,
+    rms_norm_eps=1e-6,
+    rope_theta=10000.0,
+    initializer_range=0.02,
+    max_position_embeddings=2048,
+)
+# Ours -> theirs, inside one layer. A tuple is joined along the output dimension.
+LAYER_KEYS: dict[str, tuple[str, ...]] = {
+    "attention_norm.weight": ("input_layernorm.weight",),
+    "attention.qkv.weight": ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"),
+    "attention.out.weight": ("self_attn.o_proj.weight",),
+    "feed_forward_norm.weight": ("post_attention_layernorm.weight",),
+    "feed_forward.gate_up.weight": ("mlp.gate_proj.weight", "mlp.up_proj.weight"),
+    "feed_forward.down.weight": ("mlp.down_proj.weight",),
+}
+TOP_KEYS = {"embedding.weight": "model.embed_tokens.weight", "norm.weight": "model.norm.weight", "head.weight": "lm_head.weight"}
+
+Config = TypeVar("Config", TokenizerConfig, TransformerConfig)
+
+
+class WeightsError(ValueError):
+    """A checkpoint that is missing, damaged, or of other sizes than the model."""
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise WeightsError(f"no checkpoint here: {path} is missing") from None
+    except json.JSONDecodeError as error:
+        raise WeightsError(f"{path} is damaged: {error}") from None
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise WeightsError(f"no checkpoint here: {path} is missing") from None
+    except SafetensorError as error:
+        raise WeightsError(f"{path} is damaged: {error}") from None
+
+
+def _config(cls: type[Config], raw: dict[str, Any], defaults: dict[str, Any]) -> Config:
+    values = {field.name: raw.get(field.name, defaults[field.name]) for field in fields(cls)}
+    return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+def read_configs(folder: str | Path, context_length: int | None = None) -> tuple[TokenizerConfig, TransformerConfig]:
+    """Sizes of a checkpoint; keys that its config files leave out take the official defaults.
+
+    Args:
+        context_length: K to use, at most the checkpoint's; None takes the checkpoint's.
+    """
+    folder = Path(folder)
+    raw = _read_json(folder / "tokenizer/config.json")
+    stored = raw.get("context_length", TOKENIZER_DEFAULTS["context_length"])
+    if context_length is not None:
+        if not 1 <= context_length <= stored:
+            raise WeightsError(f"{folder} was trained with {stored} context frames; context_length={context_length} is not possible")
+        raw["context_length"] = context_length
+    tokenizer = _config(TokenizerConfig, raw, TOKENIZER_DEFAULTS)
+    transformer = _config(TransformerConfig, _read_json(folder / "transformer/config.json"), TRANSFORMER_DEFAULTS)
+    return tokenizer, transformer
+
+
+def _fill(module: nn.Module, state: dict[str, Tensor], source: Path) -> None:
+    """Load every parameter of a module; say which one does not fit."""
+    own = module.state_dict()
+    for key, value in own.items():
+        if key not in state:
+            raise WeightsError(f"{source} has no {key}: it is not a checkpoint of this kind of model")
+        if state[key].shape != value.shape:
+            raise WeightsError(
+                f"{source} is of another size: {key} is {tuple(state[key].shape)}, this model needs {tuple(value.shape)}"
+            )
+    if unknown := sorted(set(state) - set(own)):
+        raise WeightsError(f"{source} holds {unknown[0]}, which this model does not have")
+    module.load_state_dict(state)
+
+
+def load(model: IVideoGPT, folder: str | Path) -> None:
+    """Fill a model from a checkpoint. Action and reward heads keep their start values where the checkpoint has none."""
+    folder = Path(folder)
+    source = folder / TOKENIZER_FILE
+    state = _read_tensors(source)
+    own = model.tokenizer.state_dict()
+    for key in own:
+        # Fewer context frames than trained with: the position embeddings of the last ones are kept, as officially.
+        if key.endswith("kv_pos_emb") and key in state and len(state[key]) > len(own[key]):
+            state[key] = state[key][-len(own[key]) :]
+    _fill(model.tokenizer, state, source)
+
+    source = folder / TRANSFORMER_FILE
+    state = {k: v for k, v in _read_tensors(source).items() if not k.endswith("rotary_emb.inv_freq")}
+    for name in ("action_linear", "reward_linear"):
+        head = {k.removeprefix(f"{name}."): state.pop(k) for k in list(state) if k.startswith(f"{name}.")}
+        if head and (module := getattr(model, name)) is not None:
+            _fill(module, head, source)
+    _fill(model.transformer, _from_official({k.removeprefix("llm."): v for k, v in state.items()}, source), source)
+
+
+def _from_official(state: dict[str, Tensor], source: Path) -> dict[str, Tensor]:
+    ours: dict[str, Tensor] = {}
+    try:
+        for mine, theirs in TOP_KEYS.items():
+            ours[mine] = state.pop(theirs)
+        for layer in range(sum(k.endswith("input_layernorm.weight") for k in state)):
+            for mine, parts in LAYER_KEYS.items():
+                ours[f"blocks.{layer}.{mine}"] = torch.cat([state.pop(f"model.layers.{layer}.{k}") for k in parts])
+    except KeyError as error:
+        raise WeightsError(f"{source} has no {error.args[0]}: it is not a LLaMA checkpoint") from None
+    return {**ours, **state}  # what is left is unknown, and `_fill` names it
+
+
+def _to_official(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    official = {theirs: state[mine] for mine, theirs in TOP_KEYS.items()}
+    for key, value in state.items():
+        if key.startswith("blocks."):
+            _, layer, mine = key.split(".", 2)
+            parts = LAYER_KEYS[mine]
+            for name, part in zip(parts, value.chunk(len(parts)), strict=True):
+                official[f"model.layers.{layer}.{name}"] = part
+    return official
+
+
+def save(model: IVideoGPT, folder: str | Path) -> None:
+    """Write `model` to `folder` in the official layout. Not atomic: `mbrl.checkpoints` renames whole folders."""
+    folder = Path(folder)
+    for name in ("tokenizer", "transformer"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    tokenizer, transformer = model.tokenizer.config, model.transformer.config
+    levels = len(tokenizer.block_out_channels)
+    tokenizer_json = {
+        "_class_name": "CompressiveVQModel",
+        "out_channels": tokenizer.in_channels,
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+        "act_fn": "silu",
+        "norm_type": "group",
+        "vq_embed_dim": None,
+        **asdict(tokenizer),
+    }
+    transformer_json = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "vocab_size": model.layout.vocabulary,
+        "num_key_value_heads": transformer.num_attention_heads,
+        "tie_word_embeddings": False,
+        "torch_dtype": "float32",
+        **asdict(transformer),
+    }
+    (folder / "tokenizer/config.json").write_text(json.dumps(tokenizer_json, indent=1))
+    (folder / "transformer/config.json").write_text(json.dumps(transformer_json, indent=1))
+
+    official = _to_official(model.transformer.state_dict())
+    if model.action_linear is not None or model.reward_linear is not None:
+        official = {f"llm.{k}": v for k, v in official.items()}
+    for name in ("action_linear", "reward_linear"):
+        if (head := getattr(model, name)) is not None:
+            official |= {f"{name}.{k}": v for k, v in head.state_dict().items()}
+    save_file({k: v.contiguous() for k, v in model.tokenizer.state_dict().items()}, folder / TOKENIZER_FILE)
+    save_file({k: v.contiguous() for k, v in official.items()}, folder / TRANSFORMER_FILE)
