@@ -135,6 +135,8 @@ class DrQv2:
             network.to_empty(device="cpu")
             orthogonal_init(network, weights_generator)
             network.to(self.device)
+        # The layout in which convolutions are fastest in bfloat16, on CPUs and GPUs alike.
+        self.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.critic_target.load_state_dict(self.critic.state_dict())
         self.critic_target.requires_grad_(False)
 

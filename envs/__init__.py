@@ -109,9 +109,7 @@ def make(
         )
         own_length = dmcontrol.EPISODE_FRAMES
     else:
-        simulator = metaworld.MetaWorld(
-            name, camera=camera, image_size=image_size, render_quality=render_quality
-        )
+        simulator = metaworld.MetaWorld(name, camera=camera, image_size=image_size, render_quality=render_quality)
         own_length = metaworld.EPISODE_FRAMES
     return PixelEnv(
         simulator,

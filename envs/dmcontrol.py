@@ -14,9 +14,7 @@ from .snapshot import AttributeSnapshot, ModelSnapshot
 from .wrappers import FrameResult
 
 EPISODE_FRAMES = 1000
-OWN_CAMERA = (
-    "corner"  # the default camera of `envs.make` is Meta-world's; here it stands for the domain's usual one
-)
+OWN_CAMERA = "corner"  # the default camera of `envs.make` is Meta-world's; here it stands for the domain's usual one
 # Written out, because to ask the package costs a second and fixes its OpenGL backend at its import.
 _DOMAINS = {
     "acrobot": "swingup swingup_sparse",

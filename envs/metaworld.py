@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from .errors import NoExpert
 from .rendering import Renderer, camera_id, choose_backend
 from .snapshot import AttributeSnapshot, ModelSnapshot
 from .wrappers import FrameResult
@@ -104,16 +103,11 @@ class MetaWorld:
         """What Meta-world's scripted expert does in the present state: float32 (4,) in [-1, 1].
 
         The experts steer from frame to frame; holding their action for a few frames does them no harm.
-
-        Raises:
-            NoExpert: Meta-world has no expert for this task.
         """
         if self._expert is None:
             from metaworld.policies import ENV_POLICY_MAP
 
             policies: dict[str, Any] = ENV_POLICY_MAP
-            if f"{self._task}-v3" not in policies:
-                raise NoExpert(f"Meta-world has no scripted expert for {self._task!r}")
             self._expert = policies[f"{self._task}-v3"]()
         return np.clip(self._expert.get_action(self._state), -1.0, 1.0).astype(np.float32)
 

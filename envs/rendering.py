@@ -46,13 +46,9 @@ def choose_backend() -> str:
         return "glfw"
     if wanted:
         if wanted not in _PROBES:
-            raise MissingGL(
-                f"MUJOCO_GL={wanted} is no backend{nearest(wanted, _PROBES)}; use egl, osmesa or glfw"
-            )
+            raise MissingGL(f"MUJOCO_GL={wanted} is no backend{nearest(wanted, _PROBES)}; use egl, osmesa or glfw")
         if not _PROBES[wanted]():
-            raise MissingGL(
-                f"MUJOCO_GL={wanted} is set, but that library does not load; {_INSTALL_HINT}, or unset it"
-            )
+            raise MissingGL(f"MUJOCO_GL={wanted} is set, but that library does not load; {_INSTALL_HINT}, or unset it")
         return wanted
     for backend, works in _PROBES.items():
         if works():
@@ -80,9 +76,7 @@ def _egl_works() -> bool:
     devices = (ctypes.c_void_p * _MAX_DEVICES)()
     count = ctypes.c_int(0)
     query = ctypes.CFUNCTYPE(ctypes.c_uint, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)(query_devices)
-    display_of = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint, ctypes.c_void_p, ctypes.c_void_p)(
-        get_display
-    )
+    display_of = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint, ctypes.c_void_p, ctypes.c_void_p)(get_display)
     egl.eglInitialize.restype, egl.eglInitialize.argtypes = ctypes.c_uint, [ctypes.c_void_p] * 3
     if not query(_MAX_DEVICES, devices, ctypes.byref(count)):
         return False
@@ -149,9 +143,7 @@ class Renderer:
         self._gl: Any = None
         self._context: Any = None  # what `close` looks at, even if no more than this gets done
         if quality not in QUALITIES:
-            raise InvalidSetting(
-                f"unknown render_quality {quality!r}{nearest(quality, QUALITIES)} (fast or paper)"
-            )
+            raise InvalidSetting(f"unknown render_quality {quality!r}{nearest(quality, QUALITIES)} (fast or paper)")
         backend = choose_backend()
         import mujoco
 
@@ -168,9 +160,7 @@ class Renderer:
             self._gl.make_current()
         except (ImportError, RuntimeError, AttributeError) as error:
             reason = " ".join(str(error).split())
-            raise MissingGL(
-                f"OpenGL backend {backend!r} cannot draw here ({reason}); {_INSTALL_HINT}"
-            ) from error
+            raise MissingGL(f"OpenGL backend {backend!r} cannot draw here ({reason}); {_INSTALL_HINT}") from error
         self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
         if not _open_renderers:
             # Exit handlers run last in, first out, and MuJoCo's one, which shuts EGL down, is registered

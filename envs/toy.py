@@ -17,9 +17,7 @@ TASKS = ("reach",)
 SPEED = 0.1
 RADIUS = 0.1
 
-_START_RANGE = (
-    0.8  # dot and goal start at most this far from the middle, so that both are wholly in the picture
-)
+_START_RANGE = 0.8  # dot and goal start at most this far from the middle, so that both are wholly in the picture
 _BACKGROUND, _GOAL, _DOT = (90, 90, 90), (60, 200, 80), (220, 50, 40)
 
 

@@ -83,9 +83,7 @@ class PixelEnv(gymnasium.Env[np.ndarray, np.ndarray]):
             if value < 1:
                 raise InvalidSetting(f"{name} must be at least 1, not {value}")
         if episode_frames < action_repeat or episode_frames % action_repeat:
-            raise InvalidSetting(
-                f"episode_frames={episode_frames} must be a multiple of action_repeat={action_repeat}"
-            )
+            raise InvalidSetting(f"episode_frames={episode_frames} must be a multiple of action_repeat={action_repeat}")
         self.simulator = simulator
         self.action_repeat = action_repeat
         self.episode_decisions = episode_frames // action_repeat
@@ -95,15 +93,14 @@ class PixelEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (simulator.action_dim,), np.float32)
         self._stack = np.zeros(shape, np.uint8)
         self._decision = self.episode_decisions  # no episode is under way before the first reset
-        self._seeds = np.random.default_rng(seed)
+        super().reset(seed=int(seed))  # seeds `np_random`, the stream that reset seeds come from
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, float]]:
         """Starts an episode: the first picture, repeated to fill the stack, and `{"success": 0.0}`."""
-        if seed is not None:
-            self._seeds = np.random.default_rng(seed)
-        self.simulator.reset(int(self._seeds.integers(2**31)))
+        super().reset(seed=None if seed is None else int(seed))
+        self.simulator.reset(int(self.np_random.integers(2**31)))
         self._decision = 0
         frames = len(self._stack) // 3
         self._stack = np.tile(self.simulator.render(), (frames, 1, 1))  # (3 * frame_stack, H, W)

@@ -57,9 +57,7 @@ class Checkpoint:
                 return torch.load(path, map_location=device, weights_only=True)
             return json.loads(path.read_text())
         except (safetensors.SafetensorError, pickle.UnpicklingError, ValueError) as error:
-            raise UserError(
-                f"{path} cannot be read ({str(error).splitlines()[0]}): remove {self.path}"
-            ) from error
+            raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]}): remove {self.path}") from error
 
 
 def save(folder: Path, frame: int, parts: Mapping[str, Any]) -> Checkpoint:
@@ -114,7 +112,7 @@ def latest(folder: Path) -> Checkpoint | None:
 class _HashingWriter(io.RawIOBase):
     """A file that counts and hashes what passes through, and keeps the first error of the disk.
 
-    torch.save turns an OSError of the file below it into a RuntimeError without an errno, hence `error`.
+    torch.save can bury an OSError of the file below it under a RuntimeError, hence `error`.
     """
 
     def __init__(self, file: BinaryIO) -> None:

@@ -43,9 +43,7 @@ def command(main: Callable[[list[str]], None]) -> None:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        print(
-            "error: the disk is full; make room and run the same command again to continue", file=sys.stderr
-        )
+        print("error: the disk is full; make room and run the same command again to continue", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\nstopped; the same command continues from the last checkpoint", file=sys.stderr)

@@ -18,7 +18,7 @@ from mbrl.command import command
 from mbrl.run import provenance
 from mbrl.settings import Settings, load, pick_device
 
-FRAMES = 20  # drawn to time one
+FRAMES = 10  # drawn to time one
 TOKENIZER = "tokenizer/diffusion_pytorch_model.safetensors"
 TRANSFORMER = "transformer/model.safetensors"
 LPIPS_FILES = ("vgg16.pth", "lpips.pth")
@@ -72,9 +72,7 @@ def _drawing_lines(settings: Settings) -> list[str]:
 
 
 def _seconds_a_frame(settings: Settings, quality: str) -> float:
-    env = envs.make(
-        settings.task, camera=settings.camera, image_size=settings.image_size, render_quality=quality
-    )
+    env = envs.make(settings.task, camera=settings.camera, image_size=settings.image_size, render_quality=quality)
     with contextlib.closing(env):
         env.reset(seed=0)
         start = time.perf_counter()

@@ -89,9 +89,7 @@ def _read(path: Path) -> Episode:
             terminated=bool(arrays["terminated"]),
             prefix=int(arrays["prefix"]),
         )
-    if len(episode.frames) != episode.prefix + len(episode.actions) + 1 or len(episode.rewards) != len(
-        episode.actions
-    ):
+    if len(episode.frames) != episode.prefix + len(episode.actions) + 1 or len(episode.rewards) != len(episode.actions):
         raise ValueError("its frames, actions and rewards do not belong together")
     return episode
 

@@ -128,9 +128,7 @@ class Logger:
         try:
             import wandb
         except ImportError as error:
-            raise UserError(
-                "wandb=true needs the package: pip install wandb, or leave wandb=false"
-            ) from error
+            raise UserError("wandb=true needs the package: pip install wandb, or leave wandb=false") from error
         self.wandb = wandb.init(
             project="ivideogpt-mbrl",
             name=name,

@@ -343,9 +343,7 @@ def _allocate(shape: tuple[int, ...], memory_limit_bytes: int | None, scratch: P
     if memory_limit_bytes is None or size <= memory_limit_bytes:
         return np.zeros(shape, np.uint8)
     if scratch is None:
-        raise ReplayError(
-            f"{size / 1e9:.1f} GB of replay frames exceed the memory limit and no scratch is given"
-        )
+        raise ReplayError(f"{size / 1e9:.1f} GB of replay frames exceed the memory limit and no scratch is given")
     try:
         with tempfile.TemporaryFile(dir=scratch) as file:
             # Reserved now: a disk that fills up later would kill the process without a word (SIGBUS).

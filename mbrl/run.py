@@ -203,9 +203,7 @@ def _lock(folder: Path) -> TextIO:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         file.close()
-        raise UserError(
-            f"another process is training in {folder}; wait for it or set variant=<name>"
-        ) from error
+        raise UserError(f"another process is training in {folder}; wait for it or set variant=<name>") from error
     return file
 
 
@@ -213,9 +211,7 @@ def _finished_line(folder: Path, checkpoint: Checkpoint) -> str:
     rows = (folder / EVAL).read_text().splitlines()[1:] if (folder / EVAL).exists() else []
     last = rows[-1].split(",") if rows else []
     result = f", success rate {last[2]} and return {last[1]} over {last[3]} episodes" if last else ""
-    return (
-        f"{folder} is finished: {checkpoint.frame} frames{result}. Another seed or variant starts a new run"
-    )
+    return f"{folder} is finished: {checkpoint.frame} frames{result}. Another seed or variant starts a new run"
 
 
 def _check_same_config(folder: Path, settings: Settings) -> None:

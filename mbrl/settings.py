@@ -119,9 +119,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w.-]*", self.variant):
-            raise UserError(
-                f"variant={self.variant}: only letters, digits, '_', '-' and '.', it names a folder"
-            )
+            raise UserError(f"variant={self.variant}: only letters, digits, '_', '-' and '.', it names a folder")
         seed_frames, all_frames = self.num_seed_frames, self.num_train_frames
         if seed_frames >= all_frames:
             raise UserError(f"num_train_frames={all_frames} must be more than num_seed_frames={seed_frames}")
@@ -290,9 +288,7 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
     try:
         words = OverridesParser.create().parse_overrides(lines)
     except HydraException as error:
-        raise UserError(
-            f"cannot read {' '.join(overrides)!r}: {_first_line(error)}; write key=value"
-        ) from error
+        raise UserError(f"cannot read {' '.join(overrides)!r}: {_first_line(error)}; write key=value") from error
     for word in words:
         if word.is_sweep_override():
             raise UserError(f"{word.input_line}: one value at a time, a run has one of each")

@@ -37,9 +37,7 @@ def encode_gif(frames: Pictures, fps: float = 10.0) -> bytes:
     # GIF counts time in hundredths of a second, and viewers slow down anything faster than 2.
     duration = max(20, 10 * round(100 / fps))
     file = io.BytesIO()
-    images[0].save(
-        file, "GIF", save_all=True, append_images=images[1:], duration=duration, loop=0, optimize=False
-    )
+    images[0].save(file, "GIF", save_all=True, append_images=images[1:], duration=duration, loop=0, optimize=False)
     return file.getvalue()
 
 
@@ -84,9 +82,7 @@ def dream_grid(
     return np.stack(grid)
 
 
-def side_by_side(
-    episodes: Sequence[Pictures], captions: Sequence[str] | None = None, scale: int = SCALE
-) -> Pictures:
+def side_by_side(episodes: Sequence[Pictures], captions: Sequence[str] | None = None, scale: int = SCALE) -> Pictures:
     """Episodes (T, 3, H, W) next to each other, a shorter one resting on its last frame.
 
     Returns (longest T, 3, height, width); `captions` stand above them.
@@ -105,9 +101,7 @@ def side_by_side(
     return np.stack(frames)
 
 
-def _canvas(
-    rows: Sequence[Sequence[Pictures]], scale: int
-) -> tuple[Image.Image, list[list[tuple[int, int]]]]:
+def _canvas(rows: Sequence[Sequence[Pictures]], scale: int) -> tuple[Image.Image, list[list[tuple[int, int]]]]:
     """A black picture with the enlarged cells (3, H, W) on it, and every cell's top left corner."""
     _, height, width = rows[0][0].shape
     step_x, step_y = width * scale + GAP, height * scale + GAP

@@ -37,9 +37,7 @@ RULES = {
     ),
     "agents": Rule(frozenset({"torch", "numpy"}), denied=LOGGER),
     "world_model": Rule(frozenset({"torch", "numpy", "safetensors"}), denied=LOGGER),
-    "world_model/data": Rule(
-        frozenset({"torch", "numpy", "safetensors", "av", "h5py", "pyarrow"}), denied=LOGGER
-    ),
+    "world_model/data": Rule(frozenset({"torch", "numpy", "safetensors", "av", "h5py", "pyarrow"}), denied=LOGGER),
     "mbrl": Rule(frozenset({"*"}), denied=frozenset({"tests", "conftest", "pytest"})),
 }
 
@@ -204,9 +202,7 @@ def test_no_file_is_too_long():
 
 def test_no_drawer_for_everything():
     drawers = {"utils", "util", "common", "helpers", "misc"}
-    assert [
-        relative(path) for path in python_files(*OURS, "tests") if drawers & {path.stem, path.parent.name}
-    ] == []
+    assert [relative(path) for path in python_files(*OURS, "tests") if drawers & {path.stem, path.parent.name}] == []
 
 
 def keys(data: object) -> set[str]:
@@ -273,9 +269,7 @@ def test_lock_fits_every_machine():
 
 def test_make_help_lists_the_targets_that_exist():
     makefile = (ROOT / "Makefile").read_text()
-    phony = {
-        target for line in re.findall(r"^\.PHONY:(.*)$", makefile, re.MULTILINE) for target in line.split()
-    }
+    phony = {target for line in re.findall(r"^\.PHONY:(.*)$", makefile, re.MULTILINE) for target in line.split()}
     shown = set(re.findall(r'^\t@echo "make (\w+) ', makefile, re.MULTILINE))
     assert shown | {"help"} == phony
     for verb in re.findall(r"-m mbrl\.(\w+)", makefile):

@@ -1,7 +1,8 @@
-"""Checkpoints: what goes in comes out, and whatever happens to the process or the disk, a good one is left."""
+"""Checkpoints: what goes in comes out; whatever happens to process or disk, a good one is left."""
 
 import builtins
 import errno
+import io
 import multiprocessing
 import os
 import time
@@ -126,9 +127,7 @@ def test_disk_full_while_syncing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize("size", [10, 100_000], ids=["at the flush", "inside torch.save"])
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors", ".json"])
-def test_disk_full_while_writing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, size: int
-) -> None:
+def test_disk_full_while_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, size: int) -> None:
     save(tmp_path, 100, parts(1))
 
     def open_full(path: Path, mode: str = "r") -> Any:
@@ -139,9 +138,29 @@ def test_disk_full_while_writing(
     check_full_disk_leaves_the_last_good_one(tmp_path, size)
 
 
-def test_another_disk_error_is_not_called_a_full_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+class FullOnce(io.FileIO):
+    """A file on a disk that is full for one write, and has room again when the file is closed."""
+
+    failed = False
+
+    def write(self, data: Any) -> int:
+        if not self.failed and self.tell() > 500:
+            self.failed = True
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(data)
+
+
+def test_disk_full_for_a_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, 100, parts(1))
+
+    def open_full(path: Path, mode: str = "r") -> Any:
+        return FullOnce(path, mode) if mode == "wb" and path.suffix == ".pt" else builtins.open(path, mode)
+
+    monkeypatch.setattr(checkpoints, "open", open_full, raising=False)
+    check_full_disk_leaves_the_last_good_one(tmp_path, size=1000)
+
+
+def test_another_disk_error_is_not_called_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fsync(descriptor: int) -> None:
         raise OSError(errno.EIO, "Input/output error")
 

@@ -26,8 +26,8 @@ CONFIG = DrQv2Config(
 )
 
 
-def agent(seed=1, **changes):
-    return DrQv2(OBS_SHAPE, 2, dataclasses.replace(CONFIG, **changes), "cpu", seed)
+def agent(seed=1, obs_shape=OBS_SHAPE, **changes):
+    return DrQv2(obs_shape, 2, dataclasses.replace(CONFIG, **changes), "cpu", seed)
 
 
 def batch(seed, size=4):
@@ -64,9 +64,7 @@ def grid_sample_shift(obs, shifts, pad):
 
 def test_random_shift_equals_the_published_grid_sample():
     shifts = torch.cartesian_prod(torch.arange(9), torch.arange(9))  # every shift there is
-    obs = torch.randint(
-        0, 256, (81, 2, 12, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
+    obs = torch.randint(0, 256, (81, 2, 12, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     shifted = random_shift(obs, shifts, 4)
     assert shifted.dtype == torch.uint8
     torch.testing.assert_close(shifted.double(), grid_sample_shift(obs, shifts, 4), atol=1e-9, rtol=0)
@@ -101,9 +99,7 @@ def test_schedules(text, values):
     assert {decision: pytest.approx(schedule(decision)) for decision in values} == values
 
 
-@pytest.mark.parametrize(
-    "text", ["", "fast", "linear(1.0,0.1)", "linear(1,0,0)", "cosine(1,0,9)", "linear(1,nan,9)"]
-)
+@pytest.mark.parametrize("text", ["", "fast", "linear(1.0,0.1)", "linear(1,0,0)", "cosine(1,0,9)", "linear(1,nan,9)"])
 def test_a_schedule_that_is_not_understood_is_refused(text):
     with pytest.raises(InvalidConfig, match="schedule"):
         parse_schedule(text)
@@ -130,9 +126,7 @@ def test_exploration_follows_the_schedule_and_stays_in_bounds():
     for decision, stddev in ((0, 1.0), (100, 0.1)):
         actions = learner.act(obs, decision, eval_mode=False)
         assert actions.abs().max() < 1
-        expected = (mean + stddev * torch.randn(2000, 2, generator=torch.Generator().manual_seed(3))).clamp(
-            -1, 1
-        )
+        expected = (mean + stddev * torch.randn(2000, 2, generator=torch.Generator().manual_seed(3))).clamp(-1, 1)
         torch.testing.assert_close(actions.std(0), expected.std(0), atol=0.05, rtol=0.05)
         torch.testing.assert_close(actions.mean(0), expected.mean(0), atol=0.05, rtol=0)
 
@@ -187,9 +181,7 @@ def test_a_state_of_other_sizes_is_refused():
     state = agent(hidden_dim=64).state()
     learner = agent()
     before = learner.act(batch(0).obs, 0, eval_mode=True)
-    with pytest.raises(
-        StateMismatch, match=r"actor\.policy\.hidden\.0\.weight is \(64, 16\).*needs \(32, 16\)"
-    ):
+    with pytest.raises(StateMismatch, match=r"actor\.policy\.hidden\.0\.weight is \(64, 16\).*needs \(32, 16\)"):
         learner.load_state(state)
     with pytest.raises(StateMismatch, match="missing"):
         learner.load_weights({})
@@ -227,11 +219,14 @@ def test_metrics_are_detached_scalars_and_show_a_loss_that_is_not_finite():
     assert not torch.isfinite(agent().update(bad, 0)["critic_loss"])
 
 
+SMALL = (3, 48, 48)
+
+
 def picture_of(state):
-    """uint8 (B, 9, 64, 64): a bright square whose place is `state` (B, 2) in [-1, 1]."""
-    obs = np.zeros((len(state), *OBS_SHAPE), np.uint8)
-    for item, (row, column) in enumerate(((state.numpy() + 1) * 22 + 6).astype(int)):
-        obs[item, :, row : row + 8, column : column + 8] = 255
+    """uint8 (B, 3, 48, 48): a bright square whose place is `state` (B, 2) in [-1, 1]."""
+    obs = np.zeros((len(state), *SMALL), np.uint8)
+    for item, (row, column) in enumerate(((state.numpy() + 1) * 19 + 2).astype(int)):
+        obs[item, :, row : row + 6, column : column + 6] = 255
     return torch.from_numpy(obs)
 
 
@@ -250,10 +245,8 @@ def distance(learner):
 
 
 def test_learns_to_see_and_act():
-    learner, generator = (
-        agent(stddev_schedule="0.2", guide_schedule="0", hidden_dim=128),
-        torch.Generator().manual_seed(5),
-    )
+    learner = agent(stddev_schedule="0.2", guide_schedule="0", obs_shape=SMALL)
+    generator = torch.Generator().manual_seed(5)
     before = distance(learner)
     for step in range(250):
         learner.update(bandit(generator)[0], step)
@@ -261,14 +254,12 @@ def test_learns_to_see_and_act():
 
 
 def test_the_guide_imitates_where_rewards_say_nothing():
-    learner, generator = agent(guide_schedule="1.0", hidden_dim=128), torch.Generator().manual_seed(5)
+    learner, generator = agent(guide_schedule="1.0", obs_shape=SMALL), torch.Generator().manual_seed(5)
     before = distance(learner)
     for step in range(120):
         transitions, best = bandit(generator)
         demonstrations = transitions._replace(action=best)
-        learner.update(
-            transitions._replace(reward=torch.zeros_like(transitions.reward)), step, demonstrations
-        )
+        learner.update(transitions._replace(reward=torch.zeros_like(transitions.reward)), step, demonstrations)
     assert distance(learner) < 0.5 * before
 
 

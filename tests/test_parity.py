@@ -117,7 +117,10 @@ def test_fewer_context_frames_keep_the_last_positions(expected):
 def test_action_free_checkpoint_starts_actions_at_zero(tmp_path, expected):
     shutil.copytree(TINY, tmp_path, dirs_exist_ok=True)
     state = load_file(tmp_path / TRANSFORMER_FILE)
-    save_file({k.removeprefix("llm."): v for k, v in state.items() if k.startswith("llm.")}, tmp_path / TRANSFORMER_FILE)
+    save_file(
+        {k.removeprefix("llm."): v for k, v in state.items() if k.startswith("llm.")},
+        tmp_path / TRANSFORMER_FILE,
+    )
     model = IVideoGPT.from_pretrained(tmp_path, action_dim=7).eval()
     actions = torch.randn(2, 8, 7)
     with torch.no_grad():

@@ -64,10 +64,8 @@ def test_fast_is_fast():
             spent.append(time.perf_counter() - start)
         times[quality] = min(spent)
         env.close()
-    # 5 ms against 50 ms on an idle core in software. Leaves room for a busy machine, and for a GPU, where
-    # both are quick.
-    assert times["fast"] < 0.04
-    assert times["fast"] < times["paper"]
+    # In software 5 ms against 50 ms. On a GPU both take about one, and the difference may drown.
+    assert times["fast"] < max(times["paper"] / 2, 0.01)
 
 
 def test_two_environments_draw_in_turn_without_disturbing_each_other():
@@ -129,9 +127,7 @@ def test_a_camera_by_number():
     by_number.close()
 
 
-linux_only = pytest.mark.skipif(
-    not sys.platform.startswith("linux"), reason="elsewhere MuJoCo's default is used"
-)
+linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere MuJoCo's default is used")
 
 
 @linux_only

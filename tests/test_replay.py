@@ -43,9 +43,7 @@ def brute_force(episode, i, nstep, discount, stack):
     over = episode.terminated and i + steps == len(episode.rewards)
 
     def stacked(j):
-        return np.concatenate(
-            [episode.frames[max(0, episode.prefix + j - back)] for back in reversed(range(stack))]
-        )
+        return np.concatenate([episode.frames[max(0, episode.prefix + j - back)] for back in reversed(range(stack))])
 
     return stacked(i), total, 0.0 if over else discount**steps, stacked(i + steps)
 

@@ -11,12 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import envs
 import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import envs
 from mbrl.command import command
 from mbrl.logger import NonFinite, cut
 from mbrl.run import Run, RunFinished, run_folder, stored_settings, stream_seed
@@ -47,10 +47,7 @@ def train(settings: Settings, stop: int, *, finished: bool = False) -> None:
 
 def read_rows(path: Path) -> list[dict[str, str]]:
     with open(path, newline="") as file:
-        return [
-            {name: value for name, value in row.items() if name != "wall_time_s"}
-            for row in csv.DictReader(file)
-        ]
+        return [{name: value for name, value in row.items() if name != "wall_time_s"} for row in csv.DictReader(file)]
 
 
 def read_lines(folder: Path) -> list[dict[str, Any]]:

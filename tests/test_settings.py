@@ -118,7 +118,10 @@ def test_schedules_need_no_quotes_for_hydra() -> None:
         (["drqv2.encoder=resnet"], "drqv2: encoder='resnet'"),
         (["drqv2.stddev_schedule=cosine(1,2)"], "drqv2: .*cosine"),
         (["world_model.tokenizer.block_out_channels=32"], "it must be a list"),
-        (["world_model.tokenizer.block_out_channels=[32,x]"], r"block_out_channels\[1\]=x has the wrong type"),
+        (
+            ["world_model.tokenizer.block_out_channels=[32,x]"],
+            r"block_out_channels\[1\]=x has the wrong type",
+        ),
         (["seed=1,2"], "one value at a time"),
         (["+new=1"], "cannot be added"),
         (["~seed"], "cannot be added or removed"),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from mbrl.video import GAP, HEADER, dream_grid, encode_gif, side_by_side, write_gif
 
@@ -15,12 +15,8 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def decode(gif: bytes) -> np.ndarray:
-    image = Image.open(io.BytesIO(gif))
-    frames = []
-    for index in range(image.n_frames):
-        image.seek(index)
-        frames.append(np.asarray(image.convert("RGB")).transpose(2, 0, 1))
-    return np.stack(frames)
+    images = ImageSequence.Iterator(Image.open(io.BytesIO(gif)))
+    return np.stack([np.asarray(image.convert("RGB")).transpose(2, 0, 1) for image in images])
 
 
 def test_gif_round_trip() -> None:
@@ -30,13 +26,8 @@ def test_gif_round_trip() -> None:
     gif = encode_gif(frames, fps=5)
     assert gif.startswith(b"GIF89a")
     assert np.array_equal(decode(gif), frames)
-    assert Image.open(io.BytesIO(gif)).info == {
-        "version": b"GIF89a",
-        "background": 0,
-        "duration": 200,
-        "loop": 0,
-        "extension": (b"NETSCAPE2.0", 795),
-    } or Image.open(io.BytesIO(gif)).info["duration"] == 200
+    info = Image.open(io.BytesIO(gif)).info
+    assert (info["duration"], info["loop"]) == (200, 0)  # milliseconds; 0 is forever
 
 
 def test_write_gif_makes_its_folder(tmp_path: Path) -> None:

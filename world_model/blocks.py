@@ -114,7 +114,9 @@ class CrossAttention(nn.Module):
     future frames. Residual, then SiLU (official code).
     """
 
-    def __init__(self, channels: int, resolution: int, context_length: int, groups: int, dropout: float, heads: int = 4):
+    def __init__(
+        self, channels: int, resolution: int, context_length: int, groups: int, dropout: float, heads: int = 4
+    ):
         super().__init__()
         # Holds the projections under their official names; they are applied below, where keys and values can be kept.
         self.att = nn.MultiheadAttention(channels, heads, batch_first=True)
@@ -153,7 +155,13 @@ class Encoder(nn.Module):
     """Picture (B, 3, H, W) -> map (B, latent, H / 2^(levels-1), ...)."""
 
     def __init__(
-        self, in_channels: int, latent: int, channels: Sequence[int], layers: int, groups: int, mid_attention: bool
+        self,
+        in_channels: int,
+        latent: int,
+        channels: Sequence[int],
+        layers: int,
+        groups: int,
+        mid_attention: bool,
     ):
         super().__init__()
         self.conv_in = nn.Conv2d(in_channels, channels[0], 3, padding=1)
@@ -182,7 +190,13 @@ class Decoder(nn.Module):
     """The mirror of `Encoder`: map -> picture."""
 
     def __init__(
-        self, latent: int, out_channels: int, channels: Sequence[int], layers: int, groups: int, mid_attention: bool
+        self,
+        latent: int,
+        out_channels: int,
+        channels: Sequence[int],
+        layers: int,
+        groups: int,
+        mid_attention: bool,
     ):
         super().__init__()
         channels = list(reversed(channels))

@@ -74,7 +74,9 @@ class WorldModelLearner:
         self.perceptual = None
         if config.perceptual_weights != "none":
             self.perceptual = LPIPS.from_folder(config.perceptual_weights).to(model.device)
-        tokenizer = [p for name, p in model.tokenizer.named_parameters() if not (config.freeze_codebooks and "quantize" in name)]
+        tokenizer = [
+            p for name, p in model.tokenizer.named_parameters() if not (config.freeze_codebooks and "quantize" in name)
+        ]
         transformer = [p for name, p in model.named_parameters() if not name.startswith("tokenizer.")]
         self.parameters = {"tokenizer": tokenizer, "transformer": transformer}
         self.optimizers = {
@@ -140,7 +142,10 @@ class WorldModelLearner:
         config, context_length = self.config, self.model.layout.context_length
         future = frames.shape[1] - context_length
         chosen = torch.randperm(future, generator=self.generator, device=frames.device)[: config.sampled_future_frames]
-        context, target = frames[:, :context_length], frames[:, context_length + chosen]  # (B, K, ...), (B, F, ...)
+        context, target = (
+            frames[:, :context_length],
+            frames[:, context_length + chosen],
+        )  # (B, K, ...), (B, F, ...)
         weight = None
         if config.motion_weight:
             weight = 1 + config.motion_weight * moved(target, context[:, -1])  # (B, F, 1, H, W)
@@ -165,7 +170,7 @@ class WorldModelLearner:
         return metrics
 
     def _watch_codes(self, name: str, ids: Tensor, latents: Tensor) -> Tensor:
-        """Count which codes are used, restart the dead ones when due; returns the share in use since the last restart."""
+        """Count which codes are used, restart the dead ones when due; returns the share in use since then."""
         config, usage = self.config, self.usage[name]
         usage.scatter_add_(0, ids.flatten(), torch.ones_like(ids.flatten(), dtype=usage.dtype))
         used = (usage > 0).float().mean()

@@ -11,9 +11,8 @@ from torch import Tensor
 MOVED = 10 / 255
 
 
-
 def moved(frames: Tensor, last: Tensor) -> Tensor:
-    """1.0 where a pixel moves, else 0.0: frames (B, H, 3, height, width), last (B, 3, height, width) -> (B, H, 1, ...)."""
+    """1.0 where a pixel moves: (B, H, 3, height, width) against (B, 3, height, width) -> (B, H, 1, height, width)."""
     return ((frames - last[:, None]).abs().amax(2, keepdim=True) > MOVED).float()
 
 

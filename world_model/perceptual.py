@@ -53,7 +53,9 @@ class LPIPS(nn.Module):
             for i, head in enumerate(model.heads):
                 head.data.copy_(heads[f"lin{i}.model.1.weight"])
         except FileNotFoundError as error:
-            raise WeightsError(f"no LPIPS weights: {error.filename} is missing (see world_model/perceptual.py)") from None
+            raise WeightsError(
+                f"no LPIPS weights: {error.filename} is missing (see world_model/perceptual.py)"
+            ) from None
         except (KeyError, RuntimeError, pickle.UnpicklingError) as error:
             raise WeightsError(f"{folder} holds no LPIPS-VGG weights: {error}") from None
         return model

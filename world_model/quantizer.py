@@ -19,7 +19,7 @@ class VectorQuantizer(nn.Module):
         nn.init.uniform_(self.embedding.weight, -1.0 / codes, 1.0 / codes)
 
     def ids(self, z: Tensor) -> Tensor:
-        """Nearest code by Euclidean distance: (..., D) -> int64 (...). Always in float32: bf16 would swap near codes."""
+        """Nearest code by Euclidean distance: (..., D) -> int64 (...). In float32: bf16 would swap near codes."""
         with torch.autocast(z.device.type, enabled=False):
             weight = self.embedding.weight
             scores = F.linear(z.float(), weight) - 0.5 * weight.square().sum(-1)  # argmax of it = nearest

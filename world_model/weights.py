@@ -65,7 +65,11 @@ LAYER_KEYS: dict[str, tuple[str, ...]] = {
     "feed_forward.gate_up.weight": ("mlp.gate_proj.weight", "mlp.up_proj.weight"),
     "feed_forward.down.weight": ("mlp.down_proj.weight",),
 }
-TOP_KEYS = {"embedding.weight": "model.embed_tokens.weight", "norm.weight": "model.norm.weight", "head.weight": "lm_head.weight"}
+TOP_KEYS = {
+    "embedding.weight": "model.embed_tokens.weight",
+    "norm.weight": "model.norm.weight",
+    "head.weight": "lm_head.weight",
+}
 
 Config = TypeVar("Config", TokenizerConfig, TransformerConfig)
 
@@ -108,7 +112,9 @@ def read_configs(folder: str | Path, context_length: int | None = None) -> tuple
     stored = raw.get("context_length", TOKENIZER_DEFAULTS["context_length"])
     if context_length is not None:
         if not 1 <= context_length <= stored:
-            raise WeightsError(f"{folder} was trained with {stored} context frames; context_length={context_length} is not possible")
+            raise WeightsError(
+                f"{folder} was trained with {stored} context frames; context_length={context_length} is not possible"
+            )
         raw["context_length"] = context_length
     tokenizer = _config(TokenizerConfig, raw, TOKENIZER_DEFAULTS)
     transformer = _config(TransformerConfig, _read_json(folder / "transformer/config.json"), TRANSFORMER_DEFAULTS)
@@ -123,7 +129,7 @@ def _fill(module: nn.Module, state: dict[str, Tensor], source: Path) -> None:
             raise WeightsError(f"{source} has no {key}: it is not a checkpoint of this kind of model")
         if state[key].shape != value.shape:
             raise WeightsError(
-                f"{source} is of another size: {key} is {tuple(state[key].shape)}, this model needs {tuple(value.shape)}"
+                f"{source} is of another size: {key} is {tuple(state[key].shape)}, the model needs {tuple(value.shape)}"
             )
     if unknown := sorted(set(state) - set(own)):
         raise WeightsError(f"{source} holds {unknown[0]}, which this model does not have")
@@ -148,7 +154,11 @@ def load(model: IVideoGPT, folder: str | Path) -> None:
         head = {k.removeprefix(f"{name}."): state.pop(k) for k in list(state) if k.startswith(f"{name}.")}
         if head and (module := getattr(model, name)) is not None:
             _fill(module, head, source)
-    _fill(model.transformer, _from_official({k.removeprefix("llm."): v for k, v in state.items()}, source), source)
+    _fill(
+        model.transformer,
+        _from_official({k.removeprefix("llm."): v for k, v in state.items()}, source),
+        source,
+    )
 
 
 def _from_official(state: dict[str, Tensor], source: Path) -> dict[str, Tensor]:

@@ -1,0 +1,84 @@
+"""From settings to objects: the environment, the agent and the world model of a run."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import envs
+from agents import Agent, DrQv2, Uniform
+from mbrl.checkpoints import Checkpoint
+from mbrl.run import stream_seed
+from mbrl.settings import Settings, UserError
+from world_model import IVideoGPT
+from world_model.learner import WorldModelLearner
+
+
+def environment_keywords(settings: Settings) -> dict[str, Any]:
+    """What the settings say of the environment, as keywords of `envs.make`."""
+    s = settings
+    return dict(
+        action_repeat=s.action_repeat,
+        frame_stack=s.frame_stack,
+        episode_frames=s.episode_frames,
+        success_bonus=s.success_bonus,
+        camera=s.camera,
+        image_size=s.image_size,
+        render_quality=s.render_quality,
+    )
+
+
+def make_env(settings: Settings) -> envs.PixelEnv:
+    """The task of the settings; every episode is reset with a seed of its own."""
+    return envs.make(settings.task, **environment_keywords(settings))
+
+
+def make_agent(settings: Settings, env: envs.PixelEnv, device: torch.device) -> Agent:
+    """The agent of `settings.agent`. A new agent gets its line here."""
+    obs_shape, (action_dim,) = env.observation_space.shape, env.action_space.shape
+    seed = stream_seed(settings.seed, "agent")
+    if settings.agent in ("drqv2", "mbpo"):
+        return DrQv2(obs_shape, action_dim, settings.drqv2, device, seed)
+    if settings.agent == "uniform":
+        return Uniform(action_dim, device, seed)
+    raise UserError(f"agent={settings.agent} has a file in configs/agents but no line in mbrl/build.py")
+
+
+def load_agent(agent: Agent, saved: Checkpoint, device: torch.device) -> None:
+    """Continue an agent from a checkpoint."""
+    weights = saved.load("agent.safetensors", device)
+    agent.load_state(saved.load("agent.pt", device) | ({"weights": weights} if weights else {}))
+
+
+def find_pretrained(name: str) -> Path:
+    """The folder that `world_model.pretrained=<name>` means: a folder, or a hub name where huggingface_hub is there."""
+    if Path(name).is_dir():
+        return Path(name)
+    if name.count("/") == 1 and not name.startswith((".", "/")) and importlib.util.find_spec("huggingface_hub"):
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(name))
+    raise UserError(
+        f"world_model.pretrained={name}: there is no such folder (a hub name needs pip install huggingface_hub; "
+        "none starts from random weights)"
+    )
+
+
+def make_world(settings: Settings, action_dim: int, device: torch.device) -> WorldModelLearner:
+    """Build the world model with its learner on `device`."""
+    world = settings.world_model
+    if world.tokenizer.resolution != settings.image_size:
+        raise UserError(
+            f"world_model.tokenizer.resolution={world.tokenizer.resolution} must equal image_size={settings.image_size}"
+        )
+    if world.pretrained == "none":
+        model = IVideoGPT(world.tokenizer, world.transformer, action_dim)
+    else:
+        model = IVideoGPT.from_pretrained(
+            find_pretrained(world.pretrained),
+            action_dim,
+            world.tokenizer.context_length,
+            attention_dropout=world.transformer.attention_dropout,
+        )
+    return WorldModelLearner(model.to(device), world.learner, stream_seed(settings.seed, "world_model"))

@@ -1,0 +1,86 @@
+"""Evaluation: play episodes with the agent as it is, without exploring. `make eval TASK=...`.
+
+The environment and the seeds are evaluation's own, and nothing random of the training is drawn from, so evaluating
+more often changes no weight.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+import envs
+from agents import Agent
+from mbrl import checkpoints
+from mbrl.build import load_agent, make_agent, make_env
+from mbrl.command import command
+from mbrl.replay import Episode
+from mbrl.run import CHECKPOINTS, run_folder, stored_settings, stream_seed
+from mbrl.settings import UserError, load, pick_device
+from mbrl.video import side_by_side, write_gif
+
+SHOWN = 3  # episodes in a video
+
+
+class Evaluation(NamedTuple):
+    episode_return: float  # mean over the episodes, success bonus included
+    success_rate: float  # share of episodes that touched success at any time
+    episodes: list[Episode]
+    successes: list[float]
+
+
+def play(agent: Agent, env: envs.PixelEnv, decision: int, seeds: Sequence[int]) -> Evaluation:
+    """One episode for each seed; `decision` is how far training is."""
+    episodes, successes = [], []
+    for seed in seeds:
+        obs, _ = env.reset(seed=seed)
+        frames, actions, rewards, success, over, terminated = [obs[-3:]], [], [], 0.0, False, False
+        while not over:
+            action = agent.act(torch.from_numpy(obs)[None], decision, eval_mode=True)[0].float().cpu().numpy()
+            obs, reward, terminated, truncated, info = env.step(action)
+            frames.append(obs[-3:])
+            actions.append(action)
+            rewards.append(reward)
+            success = max(success, info["success"])
+            over = terminated or truncated
+        rewards_ = np.asarray(rewards, np.float32)
+        episodes.append(Episode(np.stack(frames), np.stack(actions).astype(np.float32), rewards_, terminated))
+        successes.append(success)
+    returns = [float(episode.rewards.sum()) for episode in episodes]
+    return Evaluation(float(np.mean(returns)), float(np.mean(successes)), episodes, successes)
+
+
+def evaluate(words: list[str]) -> None:
+    """Evaluate the newest checkpoint of the run of task, agent and seed on fresh episodes; nothing of it changes.
+
+    `num_eval_episodes` may differ from the run's.
+    """
+    asked = load(words)
+    settings = stored_settings(asked)
+    folder = run_folder(settings)
+    saved = checkpoints.latest(folder / CHECKPOINTS)
+    if saved is None:
+        raise UserError(f"{folder} has no checkpoint yet: let it train a little longer")
+    device, env = pick_device(settings.device), make_env(settings)
+    agent = make_agent(settings, env, device)
+    load_agent(agent, saved, device)
+    count = (
+        asked.num_eval_episodes
+        if any(w.startswith("num_eval_episodes=") for w in words)
+        else settings.num_eval_episodes
+    )
+    # Not the seeds that training evaluated with: its choice of a checkpoint may have been made on those.
+    seeds = [stream_seed(settings.seed, "make eval", i) for i in range(count)]
+    result = play(agent, env, saved.frame // settings.action_repeat, seeds)
+    env.close()
+    video = folder / "videos" / f"make_eval_{saved.frame:09d}.gif"
+    write_gif(video, side_by_side([episode.frames for episode in result.episodes[:SHOWN]], scale=2), fps=20)
+    print(
+        f"{folder} at frame {saved.frame}: success rate {result.success_rate:.2f}, "
+        f"return {result.episode_return:.1f} over {count} episodes ({video})"
+    )
+
+
+if __name__ == "__main__":
+    command(evaluate)

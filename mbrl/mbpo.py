@@ -1,0 +1,139 @@
+"""MBPO with an iVideoGPT world model: Algorithm 1 of the paper, on one page. `make train AGENT=mbpo`.
+
+A DrQ-v2 agent learns from a real replay buffer and from an imagined one that the world model fills with short rollouts
+from real states; the world model, its reward head included, is fine-tuned on the real data as it comes in.
+Sources: iVideoGPT (Wu et al., arXiv 2405.15223, section 4.3 and appendix A.5), MBPO (Janner et al., arXiv 1906.08253),
+DrQ-v2 (Yarats et al., arXiv 2107.09645). `Trainer` holds the verbs that are not special to MBPO.
+"""
+
+from typing import Any
+
+import torch
+from tqdm import trange
+
+from agents import Agent, TransitionBatch
+from mbrl.build import make_world
+from mbrl.evaluate import Evaluation
+from mbrl.replay import ReplayBuffer
+from mbrl.rollout import dream, to_clips
+from mbrl.run import Run, stream_seed
+from mbrl.trainer import Trainer
+from mbrl.validate import validate
+from mbrl.video import encode_gif
+
+
+class MBPO(Trainer):
+    def train(self) -> None:
+        """Until `num_train_frames`; continues where the run's checkpoint left off."""
+        s = self.settings
+        self.begin()
+
+        # A random policy fills the real replay; first training of the world model; first dreams.
+        while self.frame < s.num_seed_frames:
+            self.act(self.random)
+        if not self.initialised:
+            for _ in trange(s.initial_model_updates, desc="first training of the world model", leave=False):
+                self.learn_world(tokenizer=True, transformer=True)
+            for _ in trange(s.initial_rollouts // s.rollout_batch, desc="first dreams", leave=False):
+                self.dream(self.random)
+            self.initialised = True
+            if self.collector.between_episodes:
+                self.save()  # so that this need not be done again
+
+        while self.frame < s.num_train_frames:
+            # Learn the world.
+            if self.due(s.update_transformer_every_frames) or self.due(s.update_tokenizer_every_frames):
+                self.learn_world(
+                    tokenizer=self.due(s.update_tokenizer_every_frames),
+                    transformer=self.due(s.update_transformer_every_frames),
+                )
+            # Learn to act, from reality and dreams.
+            for _ in range(self.updates_due()):
+                self.learn_to_act(self.mixed_batch())
+            # Dream.
+            if self.due(s.rollout_every_frames):
+                self.dream(self.agent)
+            # Act.
+            self.act(self.agent)
+
+        self.finish()
+
+    # -- the verbs of MBPO -------------------------------------------------------------------------------------------
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(run)
+        s = self.settings
+        self.world = make_world(s, self.env.action_space.shape[0], self.device)
+        decisions = s.imagined_buffer_frames // s.action_repeat
+        self.imagined: ReplayBuffer = self.make_buffer("imagined", decisions, s.rollout_horizon)
+        self.generator = torch.Generator(self.device).manual_seed(stream_seed(s.seed, "dreams"))
+        self.initialised = False
+
+    def learn_world(self, tokenizer: bool, transformer: bool) -> None:
+        """One update of the parts that are due, on segments of real episodes."""
+        config = self.settings.world_model.learner
+        segments = self.replay.sample_segments(config.batch_size, config.segment_length)
+        self.run.record("world_model", self.world.update(to_clips(segments, self.device), tokenizer, transformer))
+
+    def dream(self, agent: Agent) -> None:
+        """Roll the world model out from real states, under `agent`, into the imagined buffer."""
+        s = self.settings
+        episodes = dream(
+            self.world,
+            agent,
+            self.replay.sample_starts(s.rollout_batch),
+            s.rollout_horizon,
+            self.collector.decision,
+            temperature=s.rollout_temperature,
+            top_k=s.rollout_top_k,
+            generator=self.generator,
+        )
+        for episode in episodes:
+            self.imagined.add(episode)
+        mean = sum(float(episode.rewards.mean()) for episode in episodes) / len(episodes)
+        self.run.record("imagined", {"reward_mean": mean, "buffer_decisions": float(len(self.imagined))})
+
+    def mixed_batch(self) -> TransitionBatch:
+        """`real_ratio` of the batch from reality, the rest from dreams (once there are any)."""
+        s = self.settings
+        real = round(s.batch_size * s.real_ratio) if len(self.imagined) else s.batch_size
+        self.run.record("imagined", {"batch_share": 1 - real / s.batch_size})
+        parts = [self.replay.sample(real)] if real else []
+        if real < s.batch_size:
+            parts.append(self.imagined.sample(s.batch_size - real))
+        return TransitionBatch.cat(parts)
+
+    def evaluate(self) -> Evaluation:
+        """Also holds the world model against the evaluation episodes, which it never trained on."""
+        result = super().evaluate()
+        s = self.settings
+        seed = stream_seed(s.seed, "validation", self.frame)
+        metrics, grid = validate(self.world, result.episodes, s.rollout_horizon, seed)
+        self.run.log(self.frame, {f"world_model/{name}": value for name, value in metrics.items()})
+        if grid is not None:
+            self.run.log_video("imagined/dream", self.frame, encode_gif(grid, fps=3))
+        return result
+
+    def parts(self) -> dict[str, Any]:
+        return super().parts() | {
+            "world_model.safetensors": self.world.model.state_dict(),
+            "world_model.pt": self.world.state(),
+            "imagined.pt": self.imagined.state_dict(with_episodes=True),
+            "dreams.pt": {"generator": self.generator.get_state(), "initialised": self.initialised},
+        }
+
+    def restore(self) -> None:
+        super().restore()
+        saved = self.run.checkpoint
+        assert saved is not None
+        self.world.model.load_state_dict(saved.load("world_model.safetensors", self.device))
+        self.world.load_state(saved.load("world_model.pt", self.device))
+        self.imagined.load_state_dict(saved.load("imagined.pt"))
+        dreams = saved.load("dreams.pt")
+        self.generator.set_state(dreams["generator"])
+        self.initialised = dreams["initialised"]
+
+    def finish(self) -> None:
+        """Also leaves the world model in the official layout, for `IVideoGPT.from_pretrained`."""
+        self.world.model.save_pretrained(self.run.folder / "world_model")
+        super().finish()

@@ -1,0 +1,14 @@
+"""Continue the run of task, agent and seed with the config that it was started with: python -m mbrl.resume task=..."""
+
+from mbrl.command import command
+from mbrl.run import stored_settings
+from mbrl.settings import load
+from mbrl.train import train
+
+
+def main(words: list[str]) -> None:
+    train(stored_settings(load(words)))
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,64 @@
+"""Between reality and dream: the only place where pictures change between uint8 and float, and where dreams are made.
+
+Environments, replay and agents speak uint8; the world model speaks float in [0, 1]. An imagined frame is rounded to
+uint8 before the agent or a buffer sees it, so a real and an imagined copy of one picture are the same numbers.
+
+Letters: B batch, K frame stack, t frames dreamt so far, H horizon, C H W one frame, A action.
+"""
+
+import torch
+from torch import Tensor
+
+from agents import Agent
+from mbrl.replay import Episode, SegmentBatch
+from world_model.learner import Clips, WorldModelLearner
+
+
+def to_float(pictures: Tensor) -> Tensor:
+    """uint8 -> float32 in [0, 1]."""
+    return pictures.float() / 255
+
+
+def to_uint8(pictures: Tensor) -> Tensor:
+    """Float in [0, 1] -> the nearest uint8; the inverse of `to_float`."""
+    return (pictures.float() * 255).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def to_clips(segments: SegmentBatch, device: torch.device) -> Clips:
+    """Segments of a replay buffer as the world model wants them."""
+    frames, actions, rewards = (field.to(device, non_blocking=True) for field in segments)
+    return Clips(to_float(frames), actions, rewards)
+
+
+def dream(
+    world: WorldModelLearner,
+    agent: Agent,
+    starts: Tensor,
+    horizon: int,
+    decision: int,
+    *,
+    temperature: float,
+    top_k: int,
+    generator: torch.Generator,
+) -> list[Episode]:
+    """Let the agent act in the world model for `horizon` decisions, exploring as it does at `decision`.
+
+    Args:
+        starts: uint8 (B, K, C, H, W), real frame stacks, oldest first.
+    Returns:
+        B episodes of `horizon` decisions; their first K frames are real, K-1 of them prefix.
+    """
+    stack = starts.shape[1]
+
+    def policy(frames: Tensor) -> Tensor:
+        """The stack of the newest K of the frames so far, (B, K+t, C, H, W), decides."""
+        return agent.act(to_uint8(frames[:, -stack:]).flatten(1, 2), decision, eval_mode=False)
+
+    context = to_float(starts.to(world.model.device))
+    with world.autocast():
+        dreamt = world.model.imagine(context, policy, horizon, temperature, top_k, generator)
+    assert dreamt.actions is not None, "a dream under an agent has actions"
+    assert dreamt.rewards is not None, "this world model has no reward head"
+    frames = torch.cat([starts, to_uint8(dreamt.frames).cpu()], dim=1).numpy()  # (B, K + H, C, H, W)
+    actions, rewards = dreamt.actions.float().cpu().numpy(), dreamt.rewards.float().cpu().numpy()
+    return [Episode(frames[i], actions[i], rewards[i], terminated=False, prefix=stack - 1) for i in range(len(frames))]

@@ -1,0 +1,175 @@
+"""The verbs that every training loop is made of: act, learn to act, evaluate, save.
+
+`online.py` and `mbpo.py` are loops over them. What a trainer holds, it can save and restore: after a restart from the
+checkpoint of frame F, everything computed on a CPU from F on is the same, bit for bit.
+"""
+
+from typing import Any
+
+import torch
+
+from agents import Agent, DrQv2, TransitionBatch, Uniform
+from envs import demonstrations
+from mbrl.build import environment_keywords, load_agent, make_agent, make_env
+from mbrl.collector import Collector
+from mbrl.evaluate import Evaluation, play
+from mbrl.replay import Episode, ReplayBuffer
+from mbrl.run import Run, stream_seed
+from mbrl.settings import UserError
+from mbrl.video import encode_gif, side_by_side
+
+SHOWN = 3  # evaluation episodes in the video
+
+
+class Trainer:
+    def __init__(self, run: Run) -> None:
+        s = run.settings
+        self.run, self.settings, self.device = run, s, run.device
+        if s.threads:
+            torch.set_num_threads(s.threads)
+        torch.manual_seed(stream_seed(s.seed, "torch"))  # start weights and dropout; all else has its own generator
+        self.env, self.eval_env = make_env(s), make_env(s)
+        self.episode_frames = self.env.episode_decisions * s.action_repeat
+        if s.checkpoint_every_frames < self.episode_frames:
+            raise UserError(
+                f"checkpoint_every_frames={s.checkpoint_every_frames} is shorter than an episode: checkpoints fall "
+                f"between episodes, so it must be at least {self.episode_frames}"
+            )
+        self.agent = make_agent(s, self.env, self.device)
+        self.random = Uniform(self.env.action_space.shape[0], self.device, stream_seed(s.seed, "random"))
+        self.replay = self.make_buffer("replay", s.replay_buffer_frames // s.action_repeat, self.env.episode_decisions)
+        self.demonstrations: ReplayBuffer | None = None
+        self.collector = Collector(self.env, run, self.replay)
+        self._saved = run.start_frame
+
+    @property
+    def frame(self) -> int:
+        return self.collector.frame
+
+    def make_buffer(self, name: str, decisions: int, episode_decisions: int) -> ReplayBuffer:
+        """A buffer for `decisions` of them in episodes of `episode_decisions`, at least one episode."""
+        s = self.settings
+        return ReplayBuffer(
+            max(decisions, episode_decisions),
+            (3, s.image_size, s.image_size),
+            self.env.action_space.shape[0],
+            frame_stack=s.frame_stack,
+            nstep=s.nstep,
+            discount=s.discount,
+            seed=stream_seed(s.seed, name),
+            episode_decisions=episode_decisions,
+            memory_limit_bytes=int(s.replay_memory_gb * 2**30),
+            scratch=self.run.folder / "replay",
+        )
+
+    # -- beginning ---------------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Demonstrations into the replay, or everything as the last checkpoint left it."""
+        s = self.settings
+        if self.run.checkpoint is None:
+            self.collector.load_state({"frame": 0, "stored": 0, "played": 0})  # clears what an early kill left on disk
+            for episode in self._demonstrate() if s.demonstrations else []:
+                self.collector.add(episode)
+        else:
+            self.restore()
+        if s.demonstrations:
+            length = self.env.episode_decisions
+            self.demonstrations = self.make_buffer("demonstrations", s.demonstrations * length, length)
+            for episode in self.collector.stored_episodes(s.demonstrations):
+                self.demonstrations.add(episode)
+            if self.run.checkpoint is not None:
+                self.demonstrations.load_state_dict(self.run.checkpoint.load("demonstrations.json"))
+
+    def _demonstrate(self) -> list[Episode]:
+        s = self.settings
+        seed = stream_seed(s.seed, "demonstrations")
+        collected = demonstrations.collect(s.task, s.demonstrations, seed, **environment_keywords(s))
+        return [Episode(d.frames, d.actions, d.rewards, terminated=False) for d in collected]
+
+    # -- the verbs ---------------------------------------------------------------------------------------------------
+
+    def due(self, every_frames: int) -> bool:
+        """Whether a multiple of `every_frames` has been reached with the last decision."""
+        return self.frame // every_frames > (self.frame - self.settings.action_repeat) // every_frames
+
+    def act(self, agent: Agent) -> None:
+        """One decision in the real environment; then what is due: log, evaluate, save."""
+        self.collector.act(agent)
+        self.run.step(self.frame)
+        last = self.frame >= self.settings.num_train_frames
+        if self.frame > self.settings.num_seed_frames and (self.due(self.settings.eval_every_frames) or last):
+            self.evaluate()
+        # Never further back than checkpoint_every_frames, and only where the environment needs no saving.
+        ahead = self.frame + self.episode_frames - self._saved
+        if self.collector.between_episodes and not last and ahead > self.settings.checkpoint_every_frames:
+            self.save()
+
+    def updates_due(self) -> int:
+        """Agent updates that belong to this decision, for rates such as 0.5 as well."""
+        rate, decision = self.settings.agent_updates_per_decision, self.collector.decision
+        return int(rate * (decision + 1)) - int(rate * decision)
+
+    def real_batch(self, size: int) -> TransitionBatch:
+        return self.replay.sample(size)
+
+    def learn_to_act(self, batch: TransitionBatch) -> None:
+        """One update of the agent."""
+        guide = None
+        if self.demonstrations is not None and isinstance(self.agent, DrQv2):
+            guide = self.demonstrations.sample(self.settings.drqv2.guide_batch_size)
+        self.run.record("agent", self.agent.update(batch, self.collector.decision, guide))
+
+    def evaluate(self) -> Evaluation:
+        """Play evaluation episodes, in an environment and with seeds of their own, and log them."""
+        s, frame = self.settings, self.frame
+        seeds = [stream_seed(s.seed, "evaluation", frame, i) for i in range(s.num_eval_episodes)]
+        result = play(self.agent, self.eval_env, self.collector.decision, seeds)
+        self.run.log_eval(frame, result.episode_return, result.success_rate, len(seeds))
+        if s.video:
+            shown = [episode.frames for episode in result.episodes[:SHOWN]]
+            captions = [f"return {episode.rewards.sum():.0f}" for episode in result.episodes[:SHOWN]]
+            self.run.log_video("eval/episodes", frame, encode_gif(side_by_side(shown, captions, scale=2), fps=20))
+        return result
+
+    # -- saving ------------------------------------------------------------------------------------------------------
+
+    def parts(self) -> dict[str, Any]:
+        """Everything that a checkpoint holds, by file name. A subclass adds its own."""
+        state = self.agent.state()
+        parts: dict[str, Any] = {
+            "agent.safetensors": state.pop("weights", {}),
+            "agent.pt": state,
+            "random.pt": self.random.state(),
+            "replay.json": self.replay.state_dict(with_episodes=False),
+            "collector.json": self.collector.state(),
+            "torch.pt": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()},
+        }
+        if self.demonstrations is not None:
+            parts["demonstrations.json"] = self.demonstrations.state_dict(with_episodes=False)
+        return parts
+
+    def restore(self) -> None:
+        """The inverse of `parts`, from the run's checkpoint."""
+        saved = self.run.checkpoint
+        assert saved is not None
+        load_agent(self.agent, saved, self.device)
+        self.random.load_state(saved.load("random.pt", self.device))
+        self.collector.load_state(saved.load("collector.json"))
+        self.replay.load_state_dict(saved.load("replay.json"))
+        rng = saved.load("torch.pt")
+        torch.set_rng_state(rng["cpu"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state_all(rng["cuda"])
+
+    def save(self, finished: bool = False) -> None:
+        self.run.save(self.frame, self.parts(), finished=finished)
+        self._saved = self.frame
+
+    def finish(self) -> None:
+        """The last checkpoint; from here on the run counts as finished."""
+        self.save(finished=True)
+
+    def close(self) -> None:
+        self.env.close()
+        self.eval_env.close()

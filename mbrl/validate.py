@@ -1,0 +1,93 @@
+"""Is the dream worth something? The world model against episodes that it never trained on.
+
+Those are the episodes of the evaluation just played: they come from environments of their own and enter no buffer.
+Clips are dreamt under the actions that were really taken and compared with what really happened.
+
+Letters: B clips, K context frames, H horizon, C height width of a frame, A action.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mbrl.replay import Episode
+from mbrl.rollout import to_float, to_uint8
+from mbrl.video import dream_grid
+from world_model.learner import WorldModelLearner
+from world_model.metrics import copied_share, correlation, moving_errors, psnr
+
+CLIPS = 32  # clips that the numbers are means over
+SHOWN = 3  # clips in the video
+
+
+def cut_clips(episodes: Sequence[Episode], count: int, length: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """`count` windows of `length` frames: uint8 (B, length, C, H, W), actions and rewards (B, length - 1, ...)."""
+    fitting = [episode for episode in episodes if len(episode.frames) >= length]
+    if not fitting:
+        return torch.empty(0), torch.empty(0), torch.empty(0)
+    generator = np.random.default_rng(seed)
+    frames, actions, rewards = [], [], []
+    for i in range(count):
+        episode = fitting[i % len(fitting)]
+        start = int(generator.integers(len(episode.frames) - length + 1))
+        frames.append(episode.frames[start : start + length])
+        actions.append(episode.actions[start : start + length - 1])
+        rewards.append(episode.rewards[start : start + length - 1])
+    frames_, actions_, rewards_ = (torch.from_numpy(np.stack(parts)) for parts in (frames, actions, rewards))
+    return frames_, actions_, rewards_
+
+
+@torch.no_grad()
+def validate(
+    world: WorldModelLearner, episodes: Sequence[Episode], horizon: int, seed: int
+) -> tuple[dict[str, float], NDArray[np.uint8] | None]:
+    """Metrics of `horizon`-frame dreams and a video real | imagined | error, uint8 (horizon, 3, height, width).
+
+    Nothing of it touches training: the model is in evaluation mode and the draws come from `seed`.
+    Without an episode long enough there are no metrics and no video.
+    """
+    model, layout = world.model, world.model.layout
+    known = layout.context_length
+    frames, actions, rewards = cut_clips(episodes, CLIPS, known + horizon, seed)
+    if not len(frames):
+        return {}, None
+    clips = to_float(frames.to(model.device))
+    # actions[:, i] leads to frame i + 1: the first known - 1 lie inside the context.
+    actions, rewards = (field[:, known - 1 :].to(model.device) for field in (actions, rewards))
+    context, true = clips[:, :known], clips[:, known:]
+    generator = torch.Generator(model.device)
+    order = torch.randperm(len(clips), generator=generator.manual_seed(seed), device=model.device)
+    with world.autocast():
+        dream = model.imagine(context, actions, horizon, generator=generator.manual_seed(seed))
+        shuffled = model.imagine(context, actions[order], horizon, generator=generator.manual_seed(seed))
+        tokens, labels = model.tokenizer.tokenize(clips)
+        told = model.predict(tokens, labels, torch.nn.functional.pad(actions, (0, 0, known - 1, 1)))
+    assert dream.rewards is not None
+    targets = tokens[:, layout.prefix + 1 :]
+    likeliest = told.logits[:, :-1].argmax(-1)
+    last = context[:, -1]
+    errors = moving_errors(dream.frames.float(), true, last)
+    metrics = {
+        "dream_mse": float((dream.frames - true).square().mean()),
+        "dream_psnr": float(psnr(dream.frames.float(), true).mean()),
+        "copy_psnr": float(psnr(last[:, None].expand_as(true), true).mean()),
+        "moving_error_ratio": errors.ratio,
+        "moving_error_ratio_shuffled": moving_errors(shuffled.frames.float(), true, last).ratio,
+        "reward_mae": float((dream.rewards - rewards).abs().mean()),
+        "reward_correlation": correlation(dream.rewards, rewards),
+        "token_accuracy": float((likeliest == targets).float().mean()),
+        "copied_tokens": float(copied_share(dream.tokens)),
+        "copied_tokens_true": float(
+            copied_share(layout.split(tokens)[1]),
+        ),
+    }
+    grid = dream_grid(
+        frames[:SHOWN, known:].numpy(),
+        to_uint8(dream.frames[:SHOWN]).cpu().numpy(),
+        rewards[:SHOWN].float().cpu().numpy(),
+        dream.rewards[:SHOWN].float().cpu().numpy(),
+    )
+    return metrics, grid
