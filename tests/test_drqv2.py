@@ -121,7 +121,8 @@ def test_bad_settings_are_refused_in_one_line(changes, message):
 
 
 def test_exploration_follows_the_schedule_and_stays_in_bounds():
-    learner, obs = agent(), batch(0).obs[:1].expand(2000, -1, -1, -1)
+    small = (3, 16, 16)
+    learner, obs = agent(obs_shape=small), torch.full((2000, *small), 99, dtype=torch.uint8)
     mean = learner.act(obs[:1], 0, eval_mode=True)
     for decision, stddev in ((0, 1.0), (100, 0.1)):
         actions = learner.act(obs, decision, eval_mode=False)
@@ -245,7 +246,7 @@ def distance(learner):
 
 
 def test_learns_to_see_and_act():
-    learner = agent(stddev_schedule="0.2", guide_schedule="0", obs_shape=SMALL)
+    learner = agent(stddev_schedule="0.2", guide_schedule="0", obs_shape=SMALL, lr=2e-3, hidden_dim=128)
     generator = torch.Generator().manual_seed(5)
     before = distance(learner)
     for step in range(250):

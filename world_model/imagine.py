@@ -112,7 +112,8 @@ def _rollout(
         tokens.append(ids + first)
 
         # See it.
-        picture = tokenizer.decode_future(tokenizer.dynamics_quantize.embedding(ids)[:, None], memory)
+        codes = tokenizer.dynamics_quantize.embedding(ids)[:, None]  # (B, 1, n, D)
+        picture = tokenizer.decode_future(codes, memory, context[:, -1])
         frames[:, given + t] = picture[:, 0].clamp(0, 1)
 
     if model.reward_linear is not None:

@@ -36,6 +36,7 @@ class TokenizerConfig:
     max_att_resolution: int  # cross-attention where the map is at most this
     context_length: int  # K
     cross_attention_dropout: float
+    residual: bool  # ours: decode the change against the last context frame's pixels; the official model has no such skip
 
     @property
     def context_resolution(self) -> int:
@@ -103,6 +104,9 @@ class CompressiveTokenizer(nn.Module):
         self.cond_decoder = ConditionalDecoder(
             latent, config.in_channels, **plain, resolution=config.context_resolution, **conditional
         )
+        if config.residual:  # at the start every future frame is a copy of the last context frame
+            nn.init.zeros_(self.cond_decoder.conv_out.weight)
+            nn.init.zeros_(self.cond_decoder.conv_out.bias)
 
     # -- the four halves ---------------------------------------------------------------------------------------------
 
@@ -129,13 +133,17 @@ class CompressiveTokenizer(nn.Module):
         clips = codes.shape[:2]
         return frames.unflatten(0, clips), self.cond_decoder.memory([f.unflatten(0, clips) for f in features])
 
-    def decode_future(self, codes: Tensor, memory: list[Memory]) -> Tensor:
-        """Quantized future (B, F, n, D) -> frames (B, F, 3, H, W)."""
+    def decode_future(self, codes: Tensor, memory: list[Memory], last: Tensor) -> Tensor:
+        """Quantized future (B, F, n, D) -> frames (B, F, 3, H, W).
+
+        `last`, the last context frame (B, 3, H, W), is what changes are added to; only `residual` models look at it.
+        """
         p, side = self.config.patch_size, self.config.dynamics_resolution
         h = self.post_quant_linear(codes.flatten(0, 1))  # (B F, n, p p C)
         h = h.unflatten(2, (p, p, -1)).unflatten(1, (side, side))  # (B F, h, w, p, p, C)
         h = h.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)  # (B F, C, H', W')
-        return self.cond_decoder(h, memory).unflatten(0, codes.shape[:2])
+        frames = self.cond_decoder(h, memory).unflatten(0, codes.shape[:2])
+        return frames + last[:, None] if self.config.residual else frames
 
     # -- frames to tokens and back -----------------------------------------------------------------------------------
 
@@ -173,7 +181,7 @@ class CompressiveTokenizer(nn.Module):
         context, memory = self.decode_context(self.quantize.embedding(context_ids))
         if not dynamics_ids.shape[1]:
             return context
-        future = self.decode_future(self.dynamics_quantize.embedding(dynamics_ids), memory)
+        future = self.decode_future(self.dynamics_quantize.embedding(dynamics_ids), memory, context[:, -1])
         return torch.cat([context, future], dim=1)
 
     def forward(self, frames: Tensor) -> Reconstruction:
@@ -183,10 +191,10 @@ class CompressiveTokenizer(nn.Module):
         dynamics_latents = self.encode_future(future, encode_memory)
         codes, context_ids, commit_loss = self.quantize(latents)
         dynamics_codes, dynamics_ids, dynamics_commit_loss = self.dynamics_quantize(dynamics_latents)
-        context, decode_memory = self.decode_context(codes)
+        decoded, decode_memory = self.decode_context(codes)
         return Reconstruction(
-            future=self.decode_future(dynamics_codes, decode_memory),
-            context=context,
+            future=self.decode_future(dynamics_codes, decode_memory, context[:, -1]),
+            context=decoded,
             commit_loss=commit_loss,
             dynamics_commit_loss=dynamics_commit_loss,
             context_ids=context_ids,

@@ -44,6 +44,7 @@ TOKENIZER_DEFAULTS: dict[str, Any] = dict(
     max_att_resolution=32,
     context_length=1,
     cross_attention_dropout=0.1,
+    residual=False,
 )
 TRANSFORMER_DEFAULTS: dict[str, Any] = dict(
     hidden_size=4096,
@@ -202,6 +203,9 @@ def save(model: IVideoGPT, folder: str | Path) -> None:
         "vq_embed_dim": None,
         **asdict(tokenizer),
     }
+    for key in ("cross_attention_dropout", "residual"):  # ours: the official config has no such keys
+        if tokenizer_json[key] == TOKENIZER_DEFAULTS[key]:
+            del tokenizer_json[key]
     transformer_json = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",

@@ -1,0 +1,220 @@
+"""The documents tell the truth: commands, keys, files, numbers and logged values that they name are there."""
+
+import contextlib
+import io
+import json
+import os
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from mbrl import train
+from mbrl.logger import EVAL_COLUMNS, TRAIN_COLUMNS
+from mbrl.settings import flatten, load, to_dict
+from world_model import IVideoGPT
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = "tests/data/official-tiny"
+PRESETS = ("smoke", "small", "paper")
+COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+# Every key of the agent and of the world model once, in seconds: episodes of 20 decisions, one evaluation, one guide.
+TINY_RUN = """task=toy/reach agent=mbpo preset=smoke device=cpu demonstrations=1
+    num_train_frames=160 num_seed_frames=80 eval_every_frames=160 log_every_frames=20 rollout_every_frames=40
+    initial_model_updates=1 rollout_horizon=2 rollout_batch=4 initial_rollouts=4""".split()
+
+
+def readme() -> str:
+    return COMMENT.sub("", (ROOT / "README.md").read_text(encoding="utf-8"))
+
+
+def blocks(*languages: str) -> list[str]:
+    """The README's fenced blocks of these languages."""
+    return [text for language, text in FENCE.findall(readme()) if language in languages]
+
+
+def spans() -> list[str]:
+    """The README's inline code."""
+    return re.findall(r"`([^`\n]+)`", FENCE.sub("", readme()))
+
+
+def commands() -> list[str]:
+    """Every `make ...` of the README that can be typed as it stands."""
+    lines = [line for block in blocks("bash") for line in block.replace("\\\n", " ").splitlines()]
+    found = [text.split(" #")[0].strip() for text in [*lines, *spans()] if text.startswith("make ")]
+    return [text for text in dict.fromkeys(found) if "<" not in text]
+
+
+def would_run(command: str) -> list[str]:
+    """The words that `make` would hand to python."""
+    # A make that runs these tests passes its own variables and flags down.
+    env = {k: v for k, v in os.environ.items() if not k.startswith("MAKE") and k not in ("MFLAGS", *variables())}
+    make, *words = shlex.split(command)
+    done = subprocess.run([make, "-n", *words], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+    python = [line for line in done.stdout.splitlines() if line.startswith(".venv/bin/python -m ")]
+    return shlex.split(python[-1]) if python else []
+
+
+def targets() -> set[str]:
+    makefile = (ROOT / "Makefile").read_text()
+    return {target for line in re.findall(r"^\.PHONY:(.*)$", makefile, re.MULTILINE) for target in line.split()}
+
+
+def variables() -> set[str]:
+    """What a user may set on make's command line."""
+    return set(re.findall(r"\$\(([A-Z_]+)\)", (ROOT / "Makefile").read_text()))
+
+
+def config_keys() -> set[str]:
+    return set(flatten(to_dict(load(["device=cpu"]))))
+
+
+def test_readme_shows_the_two_commands():
+    assert {"make train TASK=coffee-push", "make test"} <= set(commands())
+
+
+@pytest.mark.parametrize("command", commands())
+def test_commands_of_the_readme_are_understood(command):
+    """The target exists, and what arrives behind two layers of quotes are settings."""
+    assert command.split()[1] in targets()
+    words = would_run(command)
+    if words[2:3] and words[2].startswith("mbrl."):
+        load([*words[3:], "device=cpu"])
+
+
+def test_the_curves_differ_in_what_they_say():
+    curves = [command for command in commands() if "button-press-topdown-wall" in command]
+    made = [load([*would_run(command)[3:], "device=cpu"]) for command in curves]
+    assert [(s.agent, s.variant, s.drqv2.guide_schedule == "0") for s in made] == [
+        ("mbpo", "", False),
+        ("drqv2", "", False),
+        ("mbpo", "no-guide", True),
+        ("drqv2", "no-guide", True),
+    ]
+
+
+def test_keys_and_variables_of_the_readme_exist():
+    code = "\n".join([*blocks("bash"), *spans()])
+    known = config_keys()
+    keys = set(re.findall(r"(?<![\w.(])([a-z][\w.]*)=", code))
+    keys |= {key for key in spans() if key.endswith("_frames") or key.startswith(("drqv2.", "world_model."))} & {
+        span for span in spans() if re.fullmatch(r"[a-z][\w.]+", span)
+    }
+    assert {key for key in keys if key not in known | {"_frames"}} == set()
+    assert len(keys) > 10
+    assert set(re.findall(r"\b([A-Z_]{3,})=", code)) <= variables()
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/metrics.md"])
+def test_links_lead_somewhere(document):
+    text = COMMENT.sub("", (ROOT / document).read_text(encoding="utf-8"))
+    links = re.findall(r"\]\(([^)\s]+)\)", text)
+    local = [link.split("#")[0] for link in links if "://" not in link]
+    assert [link for link in local if link and not ((ROOT / document).parent / link).exists()] == []
+
+
+def test_files_and_names_of_the_readme_exist():
+    packages = ("agents", "configs", "docs", "envs", "mbrl", "tests", "world_model")
+    paths = [span for span in spans() if span.startswith(tuple(f"{package}/" for package in packages))]
+    assert len(paths) > 20
+    assert [path for path in paths if "<" not in path and not (ROOT / path).exists()] == []
+    source = "\n".join(path.read_text() for package in ("mbrl", "agents", "envs", "tests", "world_model")
+                       for path in (ROOT / package).glob("*.py"))  # fmt: skip
+    for name in ("Simulator", "expert_action", "task_names", "make", "TASKS", "RULES", "Agent", "make_agent",
+                 "Settings", "LOOPS", "learn_to_act", "make_world", "dream", "imagine", "save_pretrained",
+                 "update", "autocast", "state", "load_state"):  # fmt: skip
+        assert f"`{name}`" in readme(), f"{name} is no longer in the README: take it off this list"
+        assert re.search(rf"^\s*(class|def) {name}\b|^{name}\b.* = ", source, re.MULTILINE), name
+
+
+def test_table_of_presets():
+    rows = [line.strip("|\n").split("|") for line in readme().splitlines() if line.startswith("|")]
+    chosen = {preset: load([f"preset={preset}", "device=cpu"]) for preset in PRESETS}
+    values = {preset: flatten(to_dict(settings)) for preset, settings in chosen.items()}
+    checked = 0
+    for name, *cells in rows:
+        key = re.match(r"\s*`([\w.]+)`", name)
+        if key is None or len(cells) != len(PRESETS) or key[1] not in values["small"]:
+            continue
+        for preset, cell in zip(PRESETS, cells, strict=True):
+            value, told = values[preset][key[1]], cell.strip()
+            if told != "by task":
+                assert told in (str(value), f"{value:,}" if isinstance(value, int | float) else "", f"{value:g}"
+                                if isinstance(value, float) else ""), f"{preset} {key[1]}"  # fmt: skip
+                checked += 1
+    assert checked > 25
+
+
+def test_sizes_of_the_presets():
+    row = next(line for line in readme().splitlines() if line.startswith("| tokenizer + transformer"))
+    told = re.findall(r"([\d.]+) \+ ([\d.]+) M", row)
+    tokens = re.findall(r"(\d+) \+ (\d+)", next(line for line in readme().splitlines() if line.startswith("| tokens")))
+    for preset, sizes, counts in zip(PRESETS, told, tokens, strict=True):
+        world = load([f"preset={preset}", "device=cpu"]).world_model
+        with torch.device("meta"):
+            model = IVideoGPT(world.tokenizer, world.transformer, 4)
+        for part, size in zip((model.tokenizer, model.transformer), sizes, strict=True):
+            millions = sum(parameter.numel() for parameter in part.parameters()) / 1e6
+            assert f"{millions:.{len(size.split('.')[1])}f}" == size, preset
+        assert (model.layout.context_tokens, model.layout.dynamics_tokens) == tuple(map(int, counts)), preset
+
+
+def test_snippets_of_the_readme_run():
+    """On the toy world, so that no OpenGL is needed."""
+    world_model = [block for block in blocks("python") if "IVideoGPT" in block]
+    environment = [block for block in blocks("python") if "envs.make" in block]
+    assert len(world_model) == len(environment) == 1
+    names: dict = {}
+    exec(environment[0].replace("coffee-push", "toy/reach"), names)
+    assert names["obs"].shape == (9, 64, 64)
+    exec(world_model[0].replace(TINY, str(ROOT / TINY)), names)
+    assert names["pictures"].shape == names["frames"].shape
+    assert names["dream"].frames.shape == (2, 6, 3, 64, 64)
+    assert names["dream"].rewards.shape == (2, 6)
+
+
+# -- the glossary -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def logged(tmp_path_factory) -> set[str]:
+    """Every tag of a tiny run of the whole program, videos included."""
+    root = tmp_path_factory.mktemp("runs")
+    with contextlib.redirect_stderr(io.StringIO()):
+        train.main([*TINY_RUN, f"run_root={root}"])
+    folder = root / "toy/reach/mbpo/1"
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    videos = {re.sub(r"-\d+$", "", path.stem).replace("-", "/", 1) for path in (folder / "videos").iterdir()}
+    return {tag for line in lines for tag in line} - {"frame", "wall_time_s"} | videos
+
+
+def glossary() -> dict[str, str]:
+    """Tag -> its row."""
+    text = (ROOT / "docs/metrics.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([a-z_]+/[a-z0-9_]+)` (\|.*)$", text, re.MULTILINE)
+    assert len(rows) == len(dict(rows)), "a tag is explained twice"
+    return dict(rows)
+
+
+def test_every_logged_value_is_in_the_glossary(logged):
+    assert {"eval/success_rate", "agent/guide_loss", "world_model/dream_mse", "imagined/dream"} <= logged
+    assert logged - glossary().keys() == set()
+
+
+def test_the_glossary_holds_nothing_else(logged):
+    """A row for a value that this run cannot log says what it comes with."""
+    assert {tag for tag, row in glossary().items() if tag not in logged and "Only with" not in row} == set()
+
+
+def test_columns_and_keys_of_the_glossary_exist():
+    text = (ROOT / "docs/metrics.md").read_text(encoding="utf-8")
+    for columns in (EVAL_COLUMNS, TRAIN_COLUMNS):
+        assert ", ".join(f"`{column}`" for column in columns) in re.sub(r"\s+", " ", text)
+    known = config_keys()
+    named = set(re.findall(r"`((?:world_model|drqv2)\.[\w.]+|\w+_frames|\w+_episodes)`", text))
+    assert named
+    assert named - known == set()
