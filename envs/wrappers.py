@@ -67,6 +67,8 @@ class PixelEnv(gymnasium.Env[np.ndarray, np.ndarray]):
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 20}
     render_mode = "rgb_array"
+    observation_space: gymnasium.spaces.Box
+    action_space: gymnasium.spaces.Box
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ from agents import Agent, DrQv2, Uniform
 from mbrl.checkpoints import Checkpoint
 from mbrl.run import stream_seed
 from mbrl.settings import Settings, UserError
-from world_model import IVideoGPT
+from world_model import IVideoGPT, WeightsError
 from world_model.learner import WorldModelLearner
 
 
@@ -36,10 +36,10 @@ def make_env(settings: Settings) -> envs.PixelEnv:
 
 def make_agent(settings: Settings, env: envs.PixelEnv, device: torch.device) -> Agent:
     """The agent of `settings.agent`. A new agent gets its line here."""
-    obs_shape, (action_dim,) = env.observation_space.shape, env.action_space.shape
+    (channels, height, width), (action_dim,) = env.observation_space.shape, env.action_space.shape
     seed = stream_seed(settings.seed, "agent")
     if settings.agent in ("drqv2", "mbpo"):
-        return DrQv2(obs_shape, action_dim, settings.drqv2, device, seed)
+        return DrQv2((channels, height, width), action_dim, settings.drqv2, device, seed)
     if settings.agent == "uniform":
         return Uniform(action_dim, device, seed)
     raise UserError(f"agent={settings.agent} has a file in configs/agents but no line in mbrl/build.py")
@@ -65,20 +65,42 @@ def find_pretrained(name: str) -> Path:
     )
 
 
-def make_world(settings: Settings, action_dim: int, device: torch.device) -> WorldModelLearner:
-    """Build the world model with its learner on `device`."""
+def check_world(settings: Settings) -> None:
+    """Raises UserError if a size of the world model is out of range or does not go with another key."""
     world = settings.world_model
+    for part in ("tokenizer", "transformer", "learner"):
+        for name, value in vars(getattr(world, part)).items():
+            least = 0 if name.endswith(("_updates", "_every", "_after", "_until")) else 1  # a time may be never
+            if type(value) is int and value < least:
+                raise UserError(f"world_model.{part}.{name}={value} is out of range: it must be at least {least}")
     if world.tokenizer.resolution != settings.image_size:
         raise UserError(
             f"world_model.tokenizer.resolution={world.tokenizer.resolution} must equal image_size={settings.image_size}"
         )
-    if world.pretrained == "none":
-        model = IVideoGPT(world.tokenizer, world.transformer, action_dim)
-    else:
-        model = IVideoGPT.from_pretrained(
-            find_pretrained(world.pretrained),
-            action_dim,
-            world.tokenizer.context_length,
-            attention_dropout=world.transformer.attention_dropout,
-        )
-    return WorldModelLearner(model.to(device), world.learner, stream_seed(settings.seed, "world_model"))
+    context = f"world_model.tokenizer.context_length={world.tokenizer.context_length}"
+    if settings.frame_stack < world.tokenizer.context_length:
+        raise UserError(f"frame_stack={settings.frame_stack} must be at least {context}: dreams begin with a stack")
+    if world.learner.segment_length <= world.tokenizer.context_length:
+        length = world.learner.segment_length
+        raise UserError(f"world_model.learner.segment_length={length} must be more than {context}")
+
+
+def make_world(settings: Settings, action_dim: int, device: torch.device) -> WorldModelLearner:
+    """Build the world model with its learner on `device`."""
+    check_world(settings)
+    world = settings.world_model
+    try:
+        if world.pretrained == "none":
+            model = IVideoGPT(world.tokenizer, world.transformer, action_dim)
+        else:
+            model = IVideoGPT.from_pretrained(
+                find_pretrained(world.pretrained),
+                action_dim,
+                world.tokenizer.context_length,
+                attention_dropout=world.transformer.attention_dropout,
+            )
+        return WorldModelLearner(model.to(device), world.learner, stream_seed(settings.seed, "world_model"))
+    except (WeightsError, UserError):
+        raise
+    except ValueError as error:  # sizes that do not go together
+        raise UserError(f"world_model: {error}") from error

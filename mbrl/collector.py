@@ -66,8 +66,7 @@ class Collector:
         self._obs = None
 
     def state(self) -> dict[str, int]:
-        """The counters; only between episodes."""
-        assert self.between_episodes
+        """The counters; an episode under way is not among them."""
         return {"frame": self.frame, "stored": self.stored, "played": self._played}
 
     def load_state(self, state: dict[str, int]) -> None:

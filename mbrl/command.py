@@ -2,6 +2,7 @@
 
 import errno
 import sys
+import warnings
 from collections.abc import Callable
 
 import agents
@@ -33,6 +34,7 @@ def command(main: Callable[[list[str]], None]) -> None:
 
     Exit codes: 0 done, or nothing left to do; 2 after `error: <line>`; 130 when stopped from the keyboard.
     """
+    warnings.formatwarning = _one_line
     try:
         main(sys.argv[1:])
     except RunFinished as finished:
@@ -48,3 +50,8 @@ def command(main: Callable[[list[str]], None]) -> None:
     except KeyboardInterrupt:
         print("\nstopped; the same command continues from the last checkpoint", file=sys.stderr)
         sys.exit(130)
+
+
+def _one_line(message: Warning | str, *_: object, **__: object) -> str:
+    """A warning without the place in the source that it came from."""
+    return f"warning: {message}\n"

@@ -16,11 +16,12 @@ from mbrl import checkpoints
 from mbrl.build import load_agent, make_agent, make_env
 from mbrl.command import command
 from mbrl.replay import Episode
-from mbrl.run import CHECKPOINTS, run_folder, stored_settings, stream_seed
-from mbrl.settings import UserError, load, pick_device
+from mbrl.run import CHECKPOINTS, FREE_KEYS, run_folder, stored_settings, stream_seed
+from mbrl.settings import UserError, load, pick_device, typed_keys
 from mbrl.video import side_by_side, write_gif
 
 SHOWN = 3  # episodes in a video
+FREE = FREE_KEYS | {"num_eval_episodes", "device"}
 
 
 class Evaluation(NamedTuple):
@@ -54,10 +55,9 @@ def play(agent: Agent, env: envs.PixelEnv, decision: int, seeds: Sequence[int]) 
 def evaluate(words: list[str]) -> None:
     """Evaluate the newest checkpoint of the run of task, agent and seed on fresh episodes; nothing of it changes.
 
-    `num_eval_episodes` may differ from the run's.
+    Of its keys, those in `FREE` may differ from the run's.
     """
-    asked = load(words)
-    settings = stored_settings(asked)
+    settings = stored_settings(load(words), typed_keys(words), FREE)
     folder = run_folder(settings)
     saved = checkpoints.latest(folder / CHECKPOINTS)
     if saved is None:
@@ -65,20 +65,15 @@ def evaluate(words: list[str]) -> None:
     device, env = pick_device(settings.device), make_env(settings)
     agent = make_agent(settings, env, device)
     load_agent(agent, saved, device)
-    count = (
-        asked.num_eval_episodes
-        if any(w.startswith("num_eval_episodes=") for w in words)
-        else settings.num_eval_episodes
-    )
     # Not the seeds that training evaluated with: its choice of a checkpoint may have been made on those.
-    seeds = [stream_seed(settings.seed, "make eval", i) for i in range(count)]
+    seeds = [stream_seed(settings.seed, "make eval", i) for i in range(settings.num_eval_episodes)]
     result = play(agent, env, saved.frame // settings.action_repeat, seeds)
     env.close()
     video = folder / "videos" / f"make_eval_{saved.frame:09d}.gif"
     write_gif(video, side_by_side([episode.frames for episode in result.episodes[:SHOWN]], scale=2), fps=20)
     print(
         f"{folder} at frame {saved.frame}: success rate {result.success_rate:.2f}, "
-        f"return {result.episode_return:.1f} over {count} episodes ({video})"
+        f"return {result.episode_return:.1f} over {len(seeds)} episodes ({video})"
     )
 
 

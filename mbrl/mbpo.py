@@ -15,7 +15,7 @@ from agents import Agent, TransitionBatch
 from mbrl.build import make_world
 from mbrl.evaluate import Evaluation
 from mbrl.replay import ReplayBuffer
-from mbrl.rollout import dream, to_clips
+from mbrl.rollout import dream, to_clips, to_float
 from mbrl.run import Run, stream_seed
 from mbrl.trainer import Trainer
 from mbrl.validate import validate
@@ -23,6 +23,8 @@ from mbrl.video import encode_gif
 
 
 class MBPO(Trainer):
+    initialised: bool  # whether the first training of the world model and the first dreams are done
+
     def train(self) -> None:
         """Until `num_train_frames`; continues where the run's checkpoint left off."""
         s = self.settings
@@ -70,10 +72,14 @@ class MBPO(Trainer):
         self.initialised = False
 
     def learn_world(self, tokenizer: bool, transformer: bool) -> None:
-        """One update of the parts that are due, on segments of real episodes."""
-        config = self.settings.world_model.learner
-        segments = self.replay.sample_segments(config.batch_size, config.segment_length)
-        self.run.record("world_model", self.world.update(to_clips(segments, self.device), tokenizer, transformer))
+        """One update of the parts that are due, each on segments of real episodes of its own."""
+        config, clips, frames = self.settings.world_model.learner, None, None
+        if transformer:
+            clips = to_clips(self.replay.sample_segments(config.batch_size, config.segment_length), self.device)
+        if tokenizer:
+            segments = self.replay.sample_segments(config.tokenizer_batch_size, config.tokenizer_span)
+            frames = to_float(segments.frames.to(self.device))
+        self.run.record("world_model", self.world.update(clips, frames))
 
     def dream(self, agent: Agent) -> None:
         """Roll the world model out from real states, under `agent`, into the imagined buffer."""

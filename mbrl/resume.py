@@ -2,12 +2,12 @@
 
 from mbrl.command import command
 from mbrl.run import stored_settings
-from mbrl.settings import load
+from mbrl.settings import load, typed_keys
 from mbrl.train import train
 
 
 def main(words: list[str]) -> None:
-    train(stored_settings(load(words)))
+    train(stored_settings(load(words), typed_keys(words)))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ import subprocess
 import sys
 import uuid
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -40,7 +40,7 @@ from tqdm import tqdm
 
 from mbrl import checkpoints
 from mbrl.checkpoints import Checkpoint
-from mbrl.logger import EVAL, Logger
+from mbrl.logger import EVAL, TRAIN, Logger
 from mbrl.settings import Settings, UserError, build, flatten, pick_device, to_dict
 
 CONFIG = "config.yaml"
@@ -90,7 +90,8 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         lock = _lock(folder)
         try:
-            if (folder / CONFIG).exists():
+            begun = _has_begun(folder)
+            if begun:
                 _check_same_config(folder, settings)
             checkpoint = checkpoints.latest(folder / CHECKPOINTS)
             if checkpoint and checkpoint.load(STATE)["finished"]:
@@ -98,7 +99,7 @@ class Run:
             (folder / "replay").mkdir(exist_ok=True)
             (folder / "videos").mkdir(exist_ok=True)
             identity = _write_provenance(folder, checkpoint)
-            if not (folder / CONFIG).exists():
+            if not begun:
                 _write_text(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.create(to_dict(settings))))
             run = cls(settings, folder, lock, checkpoint)
         except BaseException:
@@ -120,7 +121,12 @@ class Run:
         """
         self.progress.update(frame - self.progress.n)
         if frame // self.settings.log_every_frames > self._last_flush // self.settings.log_every_frames:
-            self._flush(frame)
+            self.flush(frame)
+
+    def flush(self, frame: int) -> None:
+        """Write the recorded means now. Raises NonFinite if one of them is NaN or infinite."""
+        self.logger.flush(frame)
+        self._last_flush = frame
 
     def log(self, frame: int, values: Mapping[str, float]) -> None:
         """Write numbers under their full tags at once, such as `imagined/reward_mean`."""
@@ -143,7 +149,7 @@ class Run:
 
     def save(self, frame: int, parts: Mapping[str, Any], *, finished: bool = False) -> None:
         """Write a checkpoint (see `mbrl.checkpoints`). Raises NonFinite rather than save a broken run."""
-        self._flush(frame)
+        self.flush(frame)
         self.logger.sync()
         state = {"finished": finished, "wall_time_s": self.logger.wall_time_s}
         self.checkpoint = checkpoints.save(self.folder / CHECKPOINTS, frame, dict(parts) | {STATE: state})
@@ -160,10 +166,6 @@ class Run:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _flush(self, frame: int) -> None:
-        self.logger.flush(frame)
-        self._last_flush = frame
-
     def _show(self, **values: str) -> None:
         self._shown |= values
         self.progress.set_postfix(self._shown, refresh=False)
@@ -175,16 +177,18 @@ def run_folder(settings: Settings) -> Path:
     return Path(settings.run_root) / settings.task / agent / str(settings.seed)
 
 
-def stored_settings(asked: Settings) -> Settings:
-    """The settings that the run in `asked`'s folder was started with; keys that are free to change, as asked.
+def stored_settings(asked: Settings, typed: Collection[str] = FREE_KEYS, free: frozenset[str] = FREE_KEYS) -> Settings:
+    """The settings that the run in `asked`'s folder was started with; `typed` keys that are `free`, as asked.
 
-    Raises UserError if there is no run, or one whose config this version of the code does not know.
+    Raises UserError if there is no run, if a typed key that is not free differs from the run's, or if this version
+    of the code does not know the run's config.
     """
     folder = run_folder(asked)
     if not (folder / CONFIG).exists():
         raise UserError(f"there is no run in {folder}; start one with make train")
-    free = {key: getattr(asked, key) for key in FREE_KEYS}
-    return build(Settings, _read_config(folder / CONFIG) | free)
+    _check_same_config(folder, asked, set(typed) - free)
+    changed = {key: getattr(asked, key) for key in free & {*typed, "run_root"}}
+    return build(Settings, _read_config(folder / CONFIG) | changed)
 
 
 def stream_seed(seed: int, *names: str | int) -> int:
@@ -214,9 +218,18 @@ def _finished_line(folder: Path, checkpoint: Checkpoint) -> str:
     return f"{folder} is finished: {checkpoint.frame} frames{result}. Another seed or variant starts a new run"
 
 
-def _check_same_config(folder: Path, settings: Settings) -> None:
+def _has_begun(folder: Path) -> bool:
+    """Whether there is anything to lose: a played episode or a checkpoint. A start that failed leaves neither."""
+    played = folder / TRAIN
+    rows = len(played.read_text().splitlines()) - 1 if played.exists() else 0
+    return (folder / CONFIG).exists() and (rows > 0 or any((folder / CHECKPOINTS).glob("*")))
+
+
+def _check_same_config(folder: Path, settings: Settings, among: Collection[str] | None = None) -> None:
+    """Raises UserError if a key (of `among`, if given) has another value than in the run of this folder."""
     before, now = flatten(_read_config(folder / CONFIG)), flatten(to_dict(settings))
-    keys = [key for key in now | before if key not in FREE_KEYS and before.get(key) != now.get(key)]
+    compared = set(now | before) - FREE_KEYS if among is None else among
+    keys = [key for key in now | before if key in compared and before.get(key) != now.get(key)]
     if keys:
         shown = [f"{key} was {before.get(key, 'not set')}, is {now.get(key, 'not set')}" for key in keys[:6]]
         more = f" and {len(keys) - 6} more" if len(keys) > 6 else ""

@@ -162,6 +162,11 @@ def load(overrides: Sequence[str] = ()) -> Settings:
     return build(Settings, values | {"task": task, "preset": preset})
 
 
+def typed_keys(overrides: Sequence[str]) -> set[str]:
+    """The keys that the user's words give a value to."""
+    return {word.key_or_group for word in _parse(overrides)}
+
+
 def pick_device(name: str) -> torch.device:
     """The torch device that `device=<name>` means on this machine."""
     if name == "auto":

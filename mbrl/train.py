@@ -18,6 +18,9 @@ def train(settings: Settings) -> None:
         loop = LOOPS.get(settings.agent, Online)(run)
         try:
             loop.train()
+        except (ValueError, RuntimeError):
+            run.flush(loop.frame)  # when a loss broke first, name it rather than the action or the draw that it spoilt
+            raise
         finally:
             loop.close()
 

@@ -35,6 +35,11 @@ class Trainer:
                 f"checkpoint_every_frames={s.checkpoint_every_frames} is shorter than an episode: checkpoints fall "
                 f"between episodes, so it must be at least {self.episode_frames}"
             )
+        if not s.demonstrations and s.num_seed_frames < self.episode_frames:
+            raise UserError(
+                f"num_seed_frames={s.num_seed_frames} is shorter than an episode: without demonstrations there would "
+                f"be nothing to learn from, so it must be at least {self.episode_frames}"
+            )
         self.agent = make_agent(s, self.env, self.device)
         self.random = Uniform(self.env.action_space.shape[0], self.device, stream_seed(s.seed, "random"))
         self.replay = self.make_buffer("replay", s.replay_buffer_frames // s.action_repeat, self.env.episode_decisions)
@@ -62,6 +67,10 @@ class Trainer:
             scratch=self.run.folder / "replay",
         )
 
+    def train(self) -> None:
+        """The loop, from where the run stands to `num_train_frames`."""
+        raise NotImplementedError
+
     # -- beginning ---------------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
@@ -78,6 +87,11 @@ class Trainer:
             self.demonstrations = self.make_buffer("demonstrations", s.demonstrations * length, length)
             for episode in self.collector.stored_episodes(s.demonstrations):
                 self.demonstrations.add(episode)
+            if not len(self.demonstrations):
+                raise UserError(
+                    f"none of the {s.demonstrations} demonstrations in {self.run.folder / 'replay'} can be read: "
+                    "remove the run folder to start over"
+                )
             if self.run.checkpoint is not None:
                 self.demonstrations.load_state_dict(self.run.checkpoint.load("demonstrations.json"))
 
@@ -163,6 +177,7 @@ class Trainer:
             torch.cuda.set_rng_state_all(rng["cuda"])
 
     def save(self, finished: bool = False) -> None:
+        assert finished or self.collector.between_episodes, "a run could not continue within an episode"
         self.run.save(self.frame, self.parts(), finished=finished)
         self._saved = self.frame
 

@@ -1,13 +1,18 @@
 """What every test shares: one compute thread, so that no number depends on the machine; a place for runs."""
 
 import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 # Before torch or mujoco is imported; the commands that tests start inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from tiny import Command, Shell, checkpoints, copy_of, tiny, train
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -26,3 +31,69 @@ def run_root(tmp_path: Path) -> Path:
 def project_root() -> Path:
     """The checkout: where `configs/`, `Makefile` and the packages lie, and where commands are started."""
     return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shell(project_root: Path) -> Shell:
+    """`python -m mbrl.<verb> words`, in a process of its own."""
+
+    def run(verb: str, *words: str) -> subprocess.CompletedProcess[str]:
+        line = [sys.executable, "-m", f"mbrl.{verb}", *words]
+        return subprocess.run(line, cwd=project_root, capture_output=True, text=True)
+
+    return run
+
+
+@pytest.fixture
+def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """The same without a new process, which would take seconds: exit code, output, and the error's lines."""
+    from mbrl.command import command
+
+    def run(main: Callable[[list[str]], None], *words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["mbrl", *words])
+        capsys.readouterr()
+        code = 0
+        try:
+            command(main)
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err[err.index("error: ") :].strip() if "error: " in err else ""
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def finished(shell: Shell, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny run (see `tiny.py`) that was started on the command line and ended well."""
+    root = tmp_path_factory.mktemp("finished") / "runs"
+    done = shell("train", *tiny(root, "video=true"))
+    assert done.returncode == 0, done.stderr
+    return root / "toy" / "reach" / "mbpo" / "1"
+
+
+@pytest.fixture(scope="session")
+def cut_off(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny run that was stopped at frame 110; its checkpoints are those of frames 40 and 80."""
+    from mbrl.trainer import Trainer
+
+    root, act = tmp_path_factory.mktemp("cut") / "runs", Trainer.act
+
+    def until_110(self: Trainer, agent: Any) -> None:
+        act(self, agent)
+        if self.frame == 110:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "act", until_110)
+        with pytest.raises(KeyboardInterrupt):
+            train(root)
+    folder = root / "toy" / "reach" / "mbpo" / "1"
+    assert checkpoints(folder) == [40, 80]
+    return folder
+
+
+@pytest.fixture
+def stopped(cut_off: Path, tmp_path: Path) -> tuple[Path, list[str]]:
+    """A copy of that run, and the words that continue it."""
+    return copy_of(cut_off, tmp_path / "runs")

@@ -9,47 +9,40 @@ from functools import partial
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 
-import pytest
+from tiny import different, train, weights
 
 from mbrl import checkpoints as checkpoints_module
 from mbrl import mbpo, rollout
 from mbrl.collector import Collector
-from tiny import different, train, weights
 
 EVERY = 40  # checkpoint_every_frames of a tiny run
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An uninterrupted run."""
-    return train(tmp_path_factory.mktemp("whole"))
-
-
-def test_equal_seeds_give_equal_weights(whole: Path, run_root: Path) -> None:
+def test_equal_seeds_give_equal_weights(finished: Path, run_root: Path) -> None:
     again = train(run_root)
-    assert different(whole, again) == []
+    assert different(finished, again) == []
     names = {name.split("/")[0] for name in weights(again)}
     assert names == {"agent", "world_model"}
     for name in ("eval.csv", "train.csv"):
         without_time = [
-            [line.rsplit(",", 1)[0] for line in (run / name).read_text().splitlines()] for run in (whole, again)
+            [line.rsplit(",", 1)[0] for line in (run / name).read_text().splitlines()] for run in (finished, again)
         ]
         assert without_time[0] == without_time[1]
 
 
-def test_different_seeds_give_different_weights(whole: Path, run_root: Path) -> None:
+def test_different_seeds_give_different_weights(finished: Path, run_root: Path) -> None:
     other = train(run_root, "seed=2")
-    changed = different(whole, other)
+    changed = different(finished, other)
     assert any(name.startswith("agent/actor") for name in changed)
     assert any(name.startswith("world_model/transformer") for name in changed)
     assert any(name.startswith("world_model/tokenizer") for name in changed)
 
 
-def test_evaluating_changes_no_weight(run_root: Path, whole: Path) -> None:
+def test_evaluating_changes_no_weight(run_root: Path, finished: Path) -> None:
     """Often, with more episodes and with videos, against once at the end."""
     often = train(run_root / "often", "eval_every_frames=20", "num_eval_episodes=2", "video=true")
     assert len((often / "eval.csv").read_text().splitlines()) == 1 + 6  # 60, 80, ... 160
-    assert different(often, whole) == []
+    assert different(often, finished) == []
     once = train(run_root / "once", "eval_every_frames=100000")
     assert len((once / "eval.csv").read_text().splitlines()) == 1 + 1
     assert different(often, once) == []
@@ -108,8 +101,18 @@ def in_an_update(number: int) -> None:
     mbpo.MBPO.learn_to_act = counted
 
 
-def train_until_killed(run_root: Path, arrange: Callable[[], None], frame: "Synchronized[int]") -> None:
-    """In a process of its own: train, keep `frame` up to date, and die as arranged."""
+def train_until_killed(run_root: Path, arrange: Callable[[], None], *words: str) -> int:
+    """Train in a process of its own that dies as arranged; returns the frame it had reached."""
+    context = multiprocessing.get_context("fork")  # a fresh interpreter would take seconds to start
+    frame = context.Value("i", 0)
+    process = context.Process(target=train_and_die, args=(run_root, arrange, frame, *words))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    return frame.value
+
+
+def train_and_die(run_root: Path, arrange: Callable[[], None], frame: "Synchronized[int]", *words: str) -> None:
     act = Collector.act
 
     def watched(self, agent):
@@ -118,7 +121,7 @@ def train_until_killed(run_root: Path, arrange: Callable[[], None], frame: "Sync
 
     Collector.act = watched
     arrange()
-    train(run_root)
+    train(run_root, *words)
 
 
 def last_start(folder: Path) -> int:
@@ -126,34 +129,35 @@ def last_start(folder: Path) -> int:
     return json.loads((folder / "git.json").read_text())["starts"][-1]["frame"]
 
 
-def test_a_killed_run_ends_bit_equal(whole: Path, run_root: Path) -> None:
-    context = multiprocessing.get_context("fork")  # a fresh interpreter would take seconds to start
-    frame = context.Value("i", 0)
-    kills = (
-        ("in a checkpoint", partial(in_a_checkpoint, 3)),
-        ("in a rollout", partial(in_a_rollout, 5)),
-        ("in an update", partial(in_an_update, 8)),
-    )
-    reached = []
-    for name, arrange in kills:
-        process = context.Process(target=train_until_killed, args=(run_root, arrange, frame))
-        process.start()
-        process.join()
-        assert process.exitcode == -signal.SIGKILL, name
+def test_a_killed_run_ends_bit_equal(finished: Path, run_root: Path) -> None:
+    reached: list[int] = []
+    for arrange in (partial(in_a_checkpoint, 3), partial(in_a_rollout, 14), partial(in_an_update, 8)):
+        frame = train_until_killed(run_root, arrange)
         [folder] = (path.parent for path in run_root.glob("**/.lock"))
         if reached:
-            assert 0 < last_start(folder) <= reached[-1]
-            assert reached[-1] - last_start(folder) <= EVERY
-        reached.append(frame.value)
+            assert last_start(folder) > 0
+            assert 0 <= reached[-1] - last_start(folder) <= EVERY
+        reached.append(frame)
     assert reached == sorted(set(reached)), "each start came further than the one before"
     assert list((folder / "checkpoints").glob(".tmp-*")) == [], "what the kill left was swept away"
     train(run_root)
     assert 0 < reached[-1] - last_start(folder) <= EVERY
-    assert different(whole, folder) == []
+    assert different(finished, folder) == []
     for name in ("eval.csv", "train.csv"):
-        frames = [[line.split(",")[:3] for line in (run / name).read_text().splitlines()] for run in (whole, folder)]
+        frames = [[line.split(",")[:3] for line in (run / name).read_text().splitlines()] for run in (finished, folder)]
         assert frames[0] == frames[1]
-    lines = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (whole, folder)]
+    lines = [
+        [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (finished, folder)
+    ]
     for line in (*lines[0], *lines[1]):
         del line["wall_time_s"]
     assert lines[0] == lines[1]
+
+
+def test_killed_before_the_agent_acted(tmp_path: Path) -> None:
+    """In the first dreams, under the random policy; the checkpoint before lies among the seed frames."""
+    words = ("num_seed_frames=60", "num_train_frames=80")
+    assert train_until_killed(tmp_path / "killed", partial(in_a_rollout, 1), *words) == 60
+    folder = train(tmp_path / "killed", *words)
+    assert last_start(folder) == 40
+    assert different(folder, train(tmp_path / "whole", *words)) == []

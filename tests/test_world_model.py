@@ -41,16 +41,21 @@ TRANSFORMER = TransformerConfig(
 LEARNER = LearnerConfig(
     batch_size=4,
     segment_length=6,
+    tokenizer_batch_size=4,
+    tokenizer_span=6,
     tokenizer_lr=1e-3,
     transformer_lr=1e-3,
     warmup_updates=0,
+    decay_updates=0,
     weight_decay=0.0,
     max_grad_norm=1.0,
     reward_weight=1.0,
     sampled_future_frames=2,
     freeze_codebooks=False,
+    quantize_after=0,
     revive_codes_every=0,
     revive_codes_until=0,
+    mse_weight=0.0,
     motion_weight=0.0,
     perceptual_weights="none",
     precision="fp32",
@@ -204,7 +209,7 @@ def test_dreamt_rewards_follow_the_actions_that_earn_them():
         return Clips(frames, actions, actions[:, :, 0])
 
     for _ in range(150):
-        learner.update(clips(16), tokenizer=False)
+        learner.update(clips(16))
     new = clips(64)
     dream = model.imagine(new.frames[:, :2], new.actions[:, 1:5], horizon=4, generator=generator)
     true = new.rewards[:, 1:5]
@@ -227,30 +232,30 @@ def test_updates_move_what_is_due_and_nothing_else():
     model, clips = make_model(), make_clips()
     learner = WorldModelLearner(model, dataclasses.replace(LEARNER, freeze_codebooks=True), seed=0)
 
-    def moved(**due):
+    def moved(**given):
         before = {name: value.clone() for name, value in model.state_dict().items()}
-        metrics = learner.update(clips, **due)
+        metrics = learner.update(**given)
         assert all(value.dim() == 0 and not value.requires_grad for value in metrics.values())
         assert not model.training
         return {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
 
-    tokenizer = moved(tokenizer=True, transformer=False)
+    tokenizer = moved(frames=clips.frames)
     assert tokenizer
     assert all(name.startswith("tokenizer.") and "quantize" not in name for name in tokenizer)
-    transformer = moved(tokenizer=False, transformer=True)
+    transformer = moved(clips=clips)
     assert transformer
     assert not any(name.startswith("tokenizer.") for name in transformer)
 
 
 def test_learner_continues_bit_for_bit(tmp_path):
-    config = dataclasses.replace(LEARNER, revive_codes_every=2, revive_codes_until=100, motion_weight=2.0)
+    config = dataclasses.replace(LEARNER, revive_codes_every=2, revive_codes_until=100, motion_weight=2.0, quantize_after=1, decay_updates=3)
     straight, broken = (WorldModelLearner(make_model(), config, seed=0) for _ in range(2))
     torch.manual_seed(1)
     for i in range(4):
-        straight.update(make_clips(seed=i))
+        straight.update(make_clips(seed=i), make_clips(seed=100 + i).frames)
     torch.manual_seed(1)
     for i in range(2):
-        broken.update(make_clips(seed=i))
+        broken.update(make_clips(seed=i), make_clips(seed=100 + i).frames)
     torch.save({"model": broken.model.state_dict(), "learner": broken.state()}, tmp_path / "state.pt")
     rng = torch.get_rng_state()  # dropout is the one thing that draws from torch's own stream
     state = torch.load(tmp_path / "state.pt", weights_only=True)
@@ -259,7 +264,7 @@ def test_learner_continues_bit_for_bit(tmp_path):
     again.load_state(state["learner"])
     torch.set_rng_state(rng)
     for i in range(2, 4):
-        again.update(make_clips(seed=i))
+        again.update(make_clips(seed=i), make_clips(seed=100 + i).frames)
     for name, value in straight.model.state_dict().items():
         assert torch.equal(value, again.model.state_dict()[name]), name
 
@@ -272,8 +277,8 @@ def test_tokenizer_learns_to_reconstruct():
     torch.manual_seed(0)
     config = dataclasses.replace(LEARNER, tokenizer_lr=3e-3, revive_codes_every=10, revive_codes_until=100)
     learner = WorldModelLearner(IVideoGPT(TOKENIZER, TRANSFORMER, action_dim=3), config, seed=0)
-    losses = [learner.update(clips._replace(frames=smooth), transformer=False) for _ in range(40)]
-    assert losses[-1]["tokenizer_l1"] < 0.6 * losses[0]["tokenizer_l1"]
+    losses = [learner.update(frames=smooth) for _ in range(40)]
+    assert losses[-1]["tokenizer_pixel"] < 0.6 * losses[0]["tokenizer_pixel"]
 
 
 def test_dead_codes_are_moved_onto_data():

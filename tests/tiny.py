@@ -1,11 +1,12 @@
 """Training runs as small as they get: every part of the real thing once, in about two seconds."""
 
+import shutil
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import load_file
-
-from mbrl.train import main
 
 # Episodes of 10 decisions, a checkpoint every second one; demonstrations, guide, dropout and dreams are all at work.
 TINY = (
@@ -35,6 +36,8 @@ TINY = (
     "world_model.tokenizer.resolution=32",
     "world_model.tokenizer.block_out_channels=[8,8,8,16]",
 )
+Shell = Callable[..., subprocess.CompletedProcess[str]]  # the fixtures `shell` and `typed`
+Command = Callable[..., tuple[int, str, str]]
 WEIGHTS = ("agent.safetensors", "world_model.safetensors")
 
 
@@ -46,9 +49,18 @@ def tiny(run_root: Path, *words: str) -> list[str]:
 
 def train(run_root: Path, *words: str) -> Path:
     """Train in this process; returns the run folder."""
+    from mbrl.train import main  # here, because conftest.py sets the threads first
+
     main(tiny(run_root, *words))
     [lock] = run_root.glob("**/.lock")
     return lock.parent
+
+
+def copy_of(folder: Path, run_root: Path) -> tuple[Path, list[str]]:
+    """A copy of a run under another root, and the words that continue it."""
+    copy = run_root / folder.relative_to(folder.parents[3])
+    shutil.copytree(folder, copy)
+    return copy, tiny(run_root)
 
 
 def checkpoints(folder: Path) -> list[int]:

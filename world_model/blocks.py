@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 NORM_EPS = 1e-6
+POSITION_SCALE = 1.0  # position weighs about as much as content when attention starts
 Memory = tuple[Tensor, Tensor]  # keys and values of a clip's context, each (B, heads, K P, C / heads)
 
 
@@ -107,6 +108,16 @@ class UpBlock(nn.Module):
         return x
 
 
+def sinusoid(side: int, channels: int) -> Tensor:
+    """Position embedding of a map, (side^2, channels): sines and cosines of the row, then of the column."""
+    quarter = channels // 4
+    frequency = torch.pi / 2 * torch.linspace(1, 1 / side, quarter)  # from every other pixel to once across the map
+    angle = torch.arange(side)[:, None] * frequency  # (side, C / 4)
+    line = torch.cat([angle.sin(), angle.cos()], dim=1)  # (side, C / 2)
+    rows, columns = line[:, None].expand(-1, side, -1), line[None].expand(side, -1, -1)
+    return torch.cat([rows, columns], dim=2).flatten(0, 1)
+
+
 class CrossAttention(nn.Module):
     """A future frame's feature map looks at the K context frames' maps of the same size.
 
@@ -122,8 +133,14 @@ class CrossAttention(nn.Module):
         self.att = nn.MultiheadAttention(channels, heads, batch_first=True)
         self.kv_norm = nn.GroupNorm(groups, channels)
         self.q_norm = nn.GroupNorm(groups, channels)
-        self.kv_pos_emb = nn.Parameter(torch.zeros(context_length * resolution**2, channels))
-        self.q_pos_emb = nn.Parameter(torch.zeros(resolution**2, channels))
+        # A model that starts at random begins by looking at the same place of the context: both position embeddings
+        # are one two-dimensional sinusoid, and queries and keys one projection of it. Found from nothing, this
+        # alignment takes thousands of updates. (The official start is zero; its checkpoints overwrite ours.)
+        positions = POSITION_SCALE * sinusoid(resolution, channels)
+        self.kv_pos_emb = nn.Parameter(positions.repeat(context_length, 1))
+        self.q_pos_emb = nn.Parameter(positions)
+        with torch.no_grad():
+            self.att.in_proj_weight[channels : 2 * channels] = self.att.in_proj_weight[:channels]
         self.heads = heads
         self.dropout = dropout
 

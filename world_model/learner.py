@@ -1,6 +1,6 @@
 """Online learning of the world model: tokenizer, transformer and reward head, each when it is due.
 
-    metrics = learner.update(clips, tokenizer=True, transformer=True)
+    metrics = learner.update(clips, frames)          # transformer and reward head, tokenizer
 
 The tokenizer learns to reconstruct context frames and a few sampled future frames (L1 + commitment, and LPIPS where its
 weights are at hand); the transformer learns the next token and the reward on tokens of the tokenizer as it stands.
@@ -31,19 +31,24 @@ class Clips(NamedTuple):
 
 @dataclass(frozen=True)
 class LearnerConfig:
-    batch_size: int
-    segment_length: int  # T, frames of a clip
+    batch_size: int  # clips of a transformer update
+    segment_length: int  # T, frames of such a clip
+    tokenizer_batch_size: int  # clips of a tokenizer update
+    tokenizer_span: int  # frames among which such a clip's future frames are drawn; segment_length as officially
     tokenizer_lr: float
     transformer_lr: float
     warmup_updates: int  # both rates rise linearly over this many updates
+    decay_updates: int  # and fall linearly to a tenth over this many; 0 keeps them, as officially
     weight_decay: float
     max_grad_norm: float
     reward_weight: float
     sampled_future_frames: int  # F, future frames of a clip that the tokenizer reconstructs in one update
     freeze_codebooks: bool  # as officially when starting from pre-trained weights
+    quantize_after: int  # tokenizer updates as a plain autoencoder before codes are used; 0 as officially
     revive_codes_every: int  # tokenizer updates between restarts of unused codes; 0 never, as officially
     revive_codes_until: int  # tokenizer updates after which codes stay where they are
-    motion_weight: float  # extra weight of pixels that move, in the reconstruction loss; 0 as officially
+    mse_weight: float  # of squared error beside L1 in the reconstruction loss; 0 as officially
+    motion_weight: float  # of the same error averaged over the pixels that move alone; 0 as officially
     perceptual_weights: str  # folder with LPIPS-VGG weights, or "none"
     precision: str  # "auto" (bf16 where the device computes in it), "fp32" or "bf16"
 
@@ -100,20 +105,32 @@ class WorldModelLearner:
 
     @property
     def reconstruction_loss(self) -> str:
-        """What the tokenizer is trained on, in words."""
-        return "L1 + LPIPS" if self.perceptual is not None else "L1 (no LPIPS weights were given)"
+        """What the tokenizer's pictures are trained on, in words."""
+        config = self.config
+        terms = ["L1"]
+        terms += [f"{config.mse_weight:g} MSE"] if config.mse_weight else []
+        terms += [f"{config.motion_weight:g} of it on pixels that move"] if config.motion_weight else []
+        terms += ["LPIPS"] if self.perceptual is not None else ["no LPIPS (perceptual_weights=none)"]
+        return " + ".join(terms[:-1]) + (" + LPIPS" if self.perceptual is not None else f", {terms[-1]}")
 
     def autocast(self) -> AbstractContextManager:
         """The precision of everything the world model computes, dreams included."""
         return torch.autocast(self.model.device.type, dtype=self.dtype, enabled=self.dtype is not None)
 
-    def update(self, clips: Clips, tokenizer: bool = True, transformer: bool = True) -> dict[str, Tensor]:
-        """One gradient step of the parts that are due; detached scalars, still on the device."""
+    def update(self, clips: Clips | None = None, frames: Tensor | None = None) -> dict[str, Tensor]:
+        """One gradient step of the parts that are given something to learn from.
+
+        Args:
+            clips: for the transformer and its heads; they wait until the tokenizer uses its codes (`quantize_after`).
+            frames: for the tokenizer, float (B, span, 3, H, W) in [0, 1], K context frames first.
+        Returns:
+            detached scalars, still on the device.
+        """
         metrics: dict[str, Tensor] = {}
         self.model.train()
-        if tokenizer:
-            metrics |= self._update_tokenizer(clips.frames)
-        if transformer:
+        if frames is not None:
+            metrics |= self._update_tokenizer(frames)
+        if clips is not None and self.updates["tokenizer"] >= self.config.quantize_after:
             metrics |= self._update_transformer(clips)
         self.model.eval()
         return metrics
@@ -122,42 +139,46 @@ class WorldModelLearner:
         """Backward, clip, step; returns the gradient norm."""
         config, optimizer = self.config, self.optimizers[name]
         self.updates[name] += 1
+        rate = min(1.0, self.updates[name] / max(1, config.warmup_updates))
+        if config.decay_updates:
+            rate *= max(0.1, 1 - 0.9 * self.updates[name] / config.decay_updates)
         for group in optimizer.param_groups:
-            group["lr"] = getattr(config, f"{name}_lr") * min(1.0, self.updates[name] / max(1, config.warmup_updates))
+            group["lr"] = getattr(config, f"{name}_lr") * rate
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.parameters[name], config.max_grad_norm)
         optimizer.step()
         return norm
 
-    def _reconstruction(self, target: Tensor, output: Tensor, weight: Tensor | None = None) -> dict[str, Tensor]:
-        """Losses between pictures (B, F, 3, H, W); `weight` (B, F, 1, H, W) averages to about one."""
-        error = (output.float() - target).abs()
-        losses = {"l1": error.mean() if weight is None else (weight * error).mean()}
+    def _reconstruction(self, target: Tensor, output: Tensor) -> dict[str, Tensor]:
+        """Losses between pictures (B, F, 3, H, W)."""
+        losses = {"pixel": self._error(target, output).mean()}
         if self.perceptual is not None:
             losses["lpips"] = self.perceptual(target.flatten(0, 1), output.flatten(0, 1)).mean()
         return losses
+
+    def _error(self, target: Tensor, output: Tensor) -> Tensor:
+        difference = output.float() - target
+        return difference.abs() + self.config.mse_weight * difference.square()
 
     def _update_tokenizer(self, frames: Tensor) -> dict[str, Tensor]:
         config, context_length = self.config, self.model.layout.context_length
         future = frames.shape[1] - context_length
         chosen = torch.randperm(future, generator=self.generator, device=frames.device)[: config.sampled_future_frames]
-        context, target = (
-            frames[:, :context_length],
-            frames[:, context_length + chosen],
-        )  # (B, K, ...), (B, F, ...)
-        weight = None
-        if config.motion_weight:
-            weight = 1 + config.motion_weight * moved(target, context[:, -1])  # (B, F, 1, H, W)
-            weight = weight / weight.mean()
+        context, target = frames[:, :context_length], frames[:, context_length + chosen]  # (B, K, ...), (B, F, ...)
         with self.autocast():
-            out = self.model.tokenizer(torch.cat([context, target], dim=1))
+            quantized = self.updates["tokenizer"] >= config.quantize_after
+            out = self.model.tokenizer(torch.cat([context, target], dim=1), quantized)
             losses = {
-                **self._reconstruction(target, out.future, weight),
+                **self._reconstruction(target, out.future),
                 **{f"context_{name}": loss for name, loss in self._reconstruction(context, out.context).items()},
-                "commit": out.commit_loss,
-                "dynamics_commit": out.dynamics_commit_loss,
             }
+            if config.motion_weight:
+                moving = moved(target, context[:, -1])  # (B, F, 1, H, W)
+                error = (moving * self._error(target, out.future)).sum() / (3 * moving.sum() + 1)
+                losses["motion"] = config.motion_weight * error
+            if quantized:
+                losses |= {"commit": out.commit_loss, "dynamics_commit": out.dynamics_commit_loss}
         loss = torch.stack([value.float() for value in losses.values()]).sum()
         norm = self._step("tokenizer", loss)
         metrics = {f"tokenizer_{name}": value.detach() for name, value in losses.items()}
@@ -172,12 +193,15 @@ class WorldModelLearner:
     def _watch_codes(self, name: str, ids: Tensor, latents: Tensor) -> Tensor:
         """Count which codes are used, restart the dead ones when due; returns the share in use since then."""
         config, usage = self.config, self.usage[name]
+        done = self.updates["tokenizer"] - config.quantize_after
+        if done < 0:
+            return usage.new_zeros(())
         usage.scatter_add_(0, ids.flatten(), torch.ones_like(ids.flatten(), dtype=usage.dtype))
         used = (usage > 0).float().mean()
-        every, done = config.revive_codes_every, self.updates["tokenizer"]
-        # The first update is a restart as well: it spreads a random codebook over what the encoder gives.
-        if every and done <= config.revive_codes_until and (done == 1 or done % every == 0):
-            dead = usage == 0 if done > 1 else torch.ones_like(usage, dtype=torch.bool)
+        every = config.revive_codes_every
+        # The first time every code is restarted: it spreads a random codebook over what the encoder gives.
+        if every and done <= config.revive_codes_until and done % every == 0:
+            dead = usage == 0 if done else torch.ones_like(usage, dtype=torch.bool)
             getattr(self.model.tokenizer, name).revive(dead, latents, self.generator)
             usage.zero_()
         return used

@@ -36,7 +36,7 @@ class TokenizerConfig:
     max_att_resolution: int  # cross-attention where the map is at most this
     context_length: int  # K
     cross_attention_dropout: float
-    residual: bool  # ours: decode the change against the last context frame's pixels; the official model has no such skip
+    residual: bool  # ours: the future branch sees and gives changes against the last context frame, not whole pictures
 
     @property
     def context_resolution(self) -> int:
@@ -117,9 +117,14 @@ class CompressiveTokenizer(nn.Module):
         clips = context.shape[:2]
         return latents.unflatten(0, clips), self.cond_encoder.memory([f.unflatten(0, clips) for f in features])
 
-    def encode_future(self, future: Tensor, memory: list[Memory]) -> Tensor:
-        """Future frames (B, F, 3, H, W) -> latents (B, F, n, D)."""
+    def encode_future(self, future: Tensor, memory: list[Memory], last: Tensor) -> Tensor:
+        """Future frames (B, F, 3, H, W) -> latents (B, F, n, D).
+
+        `last`, the last context frame (B, 3, H, W), is what changes are taken against in a `residual` model.
+        """
         p = self.config.patch_size
+        if self.config.residual:
+            future = future - last[:, None]
         h = self.cond_encoder(future.flatten(0, 1), memory)  # (B F, C, H', W')
         h = h.unflatten(3, (-1, p)).unflatten(2, (-1, p))  # (B F, C, h, p, w, p)
         h = h.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)  # (B F, n, p p C)
@@ -136,7 +141,7 @@ class CompressiveTokenizer(nn.Module):
     def decode_future(self, codes: Tensor, memory: list[Memory], last: Tensor) -> Tensor:
         """Quantized future (B, F, n, D) -> frames (B, F, 3, H, W).
 
-        `last`, the last context frame (B, 3, H, W), is what changes are added to; only `residual` models look at it.
+        `last`, the last context frame (B, 3, H, W), is what changes are added to in a `residual` model.
         """
         p, side = self.config.patch_size, self.config.dynamics_resolution
         h = self.post_quant_linear(codes.flatten(0, 1))  # (B F, n, p p C)
@@ -169,7 +174,7 @@ class CompressiveTokenizer(nn.Module):
         latents, memory = self.encode_context(context)
         context_ids = self.quantize.ids(latents)
         if future.shape[1]:
-            dynamics_ids = self.dynamics_quantize.ids(self.encode_future(future, memory))
+            dynamics_ids = self.dynamics_quantize.ids(self.encode_future(future, memory, context[:, -1]))
         else:
             dynamics_ids = context_ids.new_empty(len(frames), 0, self.layout.dynamics_tokens)
         tokens = self.layout.join(context_ids, dynamics_ids)
@@ -184,13 +189,19 @@ class CompressiveTokenizer(nn.Module):
         future = self.decode_future(self.dynamics_quantize.embedding(dynamics_ids), memory, context[:, -1])
         return torch.cat([context, future], dim=1)
 
-    def forward(self, frames: Tensor) -> Reconstruction:
-        """Encode, quantize and decode: frames float (B, K + F, 3, H, W) in [0, 1]. Differentiable."""
+    def forward(self, frames: Tensor, quantized: bool = True) -> Reconstruction:
+        """Encode, quantize and decode: frames float (B, K + F, 3, H, W) in [0, 1]. Differentiable.
+
+        Without `quantized` the latents are decoded as they are, as a plain autoencoder (losses stay those of the
+        codebooks): a model that starts at random first learns what is worth a code.
+        """
         context, future = self._split(frames)
         latents, encode_memory = self.encode_context(context)
-        dynamics_latents = self.encode_future(future, encode_memory)
+        dynamics_latents = self.encode_future(future, encode_memory, context[:, -1])
         codes, context_ids, commit_loss = self.quantize(latents)
         dynamics_codes, dynamics_ids, dynamics_commit_loss = self.dynamics_quantize(dynamics_latents)
+        if not quantized:
+            codes, dynamics_codes = latents, dynamics_latents
         decoded, decode_memory = self.decode_context(codes)
         return Reconstruction(
             future=self.decode_future(dynamics_codes, decode_memory, context[:, -1]),

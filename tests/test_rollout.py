@@ -1,0 +1,338 @@
+"""Dreams: their place in time, their pictures, their share of a batch, and how they are held against reality.
+
+Frames are index-coded: every pixel of frame i is i, so any mix-up of time or of episodes is a wrong number.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny, train
+from torch import Tensor
+
+from agents import Uniform
+from mbrl import mbpo
+from mbrl.collector import Collector
+from mbrl.evaluate import Evaluation
+from mbrl.mbpo import MBPO
+from mbrl.replay import Episode, ReplayBuffer
+from mbrl.rollout import dream, to_float, to_uint8
+from mbrl.run import Run, stream_seed
+from mbrl.settings import load
+from mbrl.trainer import Trainer
+from mbrl.validate import CLIPS, cut_clips, validate
+from world_model.imagine import Dream
+from world_model.layout import TokenLayout
+
+SIZE, STACK, HORIZON = 4, 3, 5
+
+
+class StubModel:
+    """A world model that follows a rule: the next picture, and what the action earned."""
+
+    device = torch.device("cpu")
+    layout = TokenLayout(context_length=2, context_tokens=1, dynamics_tokens=1, context_codes=256, dynamics_codes=256)
+
+    def __init__(self, rule: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
+        self.rule = rule
+        self.actions: list[Tensor] = []  # (B, H, A) of each dream
+        self.told: Tensor | None = None  # the actions that `predict` was given
+        self.tokenizer = SimpleNamespace(tokenize=self.tokenize)
+
+    def imagine(
+        self,
+        context: Tensor,
+        policy: Any,
+        horizon: int,
+        temperature: float = 1.0,
+        top_k: int = 100,
+        generator: torch.Generator | None = None,
+    ) -> Dream:
+        frames, actions, rewards = context, [], []
+        for t in range(horizon):
+            actions.append(policy(frames) if callable(policy) else policy[:, t])
+            picture, reward = self.rule(frames[:, -1], actions[-1])
+            frames = torch.cat([frames, picture[:, None]], dim=1)
+            rewards.append(reward)
+        self.actions.append(torch.stack(actions, dim=1))
+        tokens = torch.zeros(len(context), horizon, 1, dtype=torch.int64)
+        return Dream(frames[:, context.shape[1] :], self.actions[-1], torch.stack(rewards, dim=1), tokens)
+
+    def tokenize(self, clips: Tensor) -> tuple[Tensor, Tensor]:
+        """One token a frame, its index."""
+        indices = to_uint8(clips[:, :, 0, 0, 0]).long()[..., None]
+        known = self.layout.context_length
+        tokens = self.layout.join(indices[:, :known], indices[:, known:])
+        return tokens, self.layout.labels(tokens)
+
+    def predict(self, tokens: Tensor, labels: Tensor, actions: Tensor) -> Any:
+        """Every next token right."""
+        self.told = actions
+        following = torch.nn.functional.pad(tokens[:, self.layout.prefix + 1 :], (0, 1))
+        return SimpleNamespace(logits=torch.nn.functional.one_hot(following, self.layout.vocabulary).float())
+
+
+class StubLearner:
+    def __init__(self, rule: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
+        self.model = StubModel(rule)
+
+    def autocast(self) -> AbstractContextManager:
+        return nullcontext()
+
+
+class Coder:
+    """An agent whose action names the newest frame that it saw; it keeps all it was shown."""
+
+    def __init__(self) -> None:
+        self.seen: list[Tensor] = []
+
+    def act(self, obs: Tensor, decision: int, eval_mode: bool) -> Tensor:
+        assert not eval_mode, "in a dream the agent explores"
+        self.seen.append(obs)
+        return obs[:, -1, 0, 0, None].float().repeat(1, 2)
+
+
+def count_on(picture: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+    """Frame i + 1 follows frame i; the reward names the action."""
+    return picture + 1 / 255, 10 * action[:, 0]
+
+
+def follow_action(picture: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+    """Twelve more than the action says follows it, whatever the frame before."""
+    return (action[:, :1, None, None] + 12).expand_as(picture) / 255, 10 * action[:, 0]
+
+
+def stand_still(picture: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+    return picture.clone(), action[:, 0]
+
+
+def coded_episode(decisions: int, first: int = 0, step: int = 1) -> Episode:
+    """Frame i is `first + step * i`, action i is the same number, reward i ten times that."""
+    index = first + step * np.arange(decisions + 1)
+    frames = np.broadcast_to(index.astype(np.uint8)[:, None, None, None], (decisions + 1, 3, SIZE, SIZE)).copy()
+    actions = np.repeat(index[:-1, None], 2, axis=1).astype(np.float32)
+    return Episode(frames, actions, 10 * index[:-1].astype(np.float32), terminated=False)
+
+
+def buffer(**changes: Any) -> ReplayBuffer:
+    settings = dict(frame_stack=STACK, nstep=1, discount=0.99, seed=0, episode_decisions=HORIZON) | changes
+    return ReplayBuffer(1000, (3, SIZE, SIZE), 2, **settings)
+
+
+def dreams(learner: StubLearner, agent: Any, starts: Tensor) -> list[Episode]:
+    generator = torch.Generator().manual_seed(0)
+    return dream(learner, agent, starts, HORIZON, 7, temperature=1.0, top_k=100, generator=generator)
+
+
+# -- pictures and time -------------------------------------------------------------------------------------------------
+
+
+def test_pictures_survive_the_way_to_float_and_back() -> None:
+    every = torch.arange(256, dtype=torch.uint8)
+    assert to_uint8(to_float(every)).equal(every)
+    assert to_uint8(torch.tensor([-0.5, 0.4 / 255, 0.6 / 255, 2.0])).tolist() == [0, 0, 1, 255]
+
+
+@pytest.mark.parametrize("nstep", [1, 3])
+def test_a_dream_lines_up_in_a_replay_buffer(nstep: int) -> None:
+    real, imagined = buffer(), buffer(nstep=nstep)
+    for first in (0, 100):
+        real.add(coded_episode(20, first))
+    agent = Coder()
+    starts = real.sample_starts(32)
+    episodes = dreams(StubLearner(count_on), agent, starts)
+    for start, episode in zip(starts, episodes, strict=True):
+        assert episode.prefix == STACK - 1
+        assert episode.frames.shape == (STACK + HORIZON, 3, SIZE, SIZE)
+        assert np.array_equal(episode.frames[:STACK], start.numpy())
+        newest = int(start[-1, 0, 0, 0])
+        assert episode.frames[STACK - 1 :, 0, 0, 0].tolist() == list(range(newest, newest + HORIZON + 1))
+        assert episode.actions[:, 0].tolist() == list(range(newest, newest + HORIZON))
+        assert not episode.terminated
+        imagined.add(episode)
+
+    batch = imagined.sample(512)
+    newest = batch.obs[:, -1, 0, 0].float()
+    assert batch.action[:, 0].equal(newest), "the action belongs to the newest frame that the agent saw"
+    steps = batch.next_obs[:, -1, 0, 0].float() - newest
+    assert sorted(set(steps.tolist())) == list(range(1, nstep + 1))  # fewer than n at the end of a dream
+    expected = sum(10 * (newest + k) * 0.99**k * (k < steps) for k in range(nstep))
+    assert torch.allclose(batch.reward[:, 0], expected)
+    assert torch.allclose(batch.discount[:, 0], 0.99**steps), "the end of a dream is no termination"
+    # The first decision of a dream sees the real frames before it, not copies of its first frame.
+    shown = {tuple(stack) for obs in agent.seen for stack in obs[:, ::3, 0, 0].tolist()}
+    assert {tuple(stack) for stack in batch.obs[:, ::3, 0, 0].tolist()} <= shown
+
+
+def test_the_actor_sees_the_same_numbers_of_a_real_and_of_an_imagined_copy() -> None:
+    pictures = np.random.default_rng(0).integers(0, 256, (12, 3, SIZE, SIZE), dtype=np.uint8)
+    pictures[:5] = pictures[4]  # the stack at decision 4 shows one picture: its next frame is the same again
+    real, imagined = buffer(), buffer()
+    real.add(Episode(pictures, np.zeros((11, 2), np.float32), np.zeros(11, np.float32), terminated=False))
+    start = torch.from_numpy(pictures[2:5])[None]  # uint8 (1, K, 3, H, W)
+    agent = Coder()
+    for episode in dreams(StubLearner(stand_still), agent, start):
+        imagined.add(episode)
+    assert len(agent.seen) == HORIZON
+    for obs in (*agent.seen, *imagined.sample(20).obs[:, None]):
+        assert obs.dtype == torch.uint8
+        assert obs.equal(start.flatten(1, 2)), "every picture of the dream is the real one, bit for bit"
+
+
+# -- the share of dreams -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def loop(run_root: Path) -> Iterator[Callable[..., MBPO]]:
+    """A loop of the tiny run that has not begun."""
+    opened: list[tuple[Run, MBPO]] = []
+
+    def build(*words: str) -> MBPO:
+        run = Run.open(load(tiny(run_root, *words)))
+        opened.append((run, MBPO(run)))
+        return opened[-1][1]
+
+    yield build
+    for run, made in opened:
+        made.close()
+        run.close()
+
+
+def flat_episode(value: int, decisions: int = 3, prefix: int = 0) -> Episode:
+    frames = np.full((prefix + decisions + 1, 3, 32, 32), value, np.uint8)
+    rewards = np.full(decisions, 10 * value, np.float32)
+    return Episode(frames, np.zeros((decisions, 2), np.float32), rewards, terminated=False, prefix=prefix)
+
+
+@pytest.mark.parametrize(("ratio", "real"), [(0.5, 4), (0.25, 2), (1.0, 8), (0.0, 0)])
+def test_real_ratio_of_an_agents_batch_is_real(loop: Callable[..., MBPO], ratio: float, real: int) -> None:
+    trained = loop("batch_size=8", "nstep=1", f"real_ratio={ratio}")
+    trained.replay.add(flat_episode(1))
+    assert (trained.mixed_batch().obs == 1).all(), "as long as there are no dreams, everything is real"
+    trained.imagined.add(flat_episode(2, prefix=2))
+    batch = trained.mixed_batch()
+    assert len(batch.obs) == len(batch.reward) == 8
+    for field in (batch.obs[:, 0, 0, 0], batch.next_obs[:, -1, 0, 0]):
+        assert sorted(field.tolist()) == [1] * real + [2] * (8 - real)
+    assert batch.reward[:, 0].equal(10 * batch.obs[:, 0, 0, 0].float()), "rewards come from the same buffer as pictures"
+
+
+def test_half_of_every_batch_of_a_run_is_imagined(run_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the run itself, after the first dreams."""
+    sizes: list[tuple[str, int]] = []
+    sample = ReplayBuffer.sample
+
+    def counted(self: ReplayBuffer, batch_size: int) -> Any:
+        sizes.append(("dream" if any(episode.prefix for episode in self.episodes()) else "real", batch_size))
+        return sample(self, batch_size)
+
+    monkeypatch.setattr(ReplayBuffer, "sample", counted)
+    train(run_root, "num_train_frames=60", "drqv2.guide_batch_size=3")
+    assert {size for size in sizes if size[1] != 3} == {("real", 2), ("dream", 2)}
+    assert sizes.count(("dream", 2)) == sizes.count(("real", 2)) == 5  # half an update a decision
+
+
+def test_the_imagined_buffer_forgets_the_oldest_dreams(loop: Callable[..., MBPO], monkeypatch) -> None:
+    trained = loop("imagined_buffer_frames=48")  # 24 decisions: two times four dreams of three
+    trained.replay.add(flat_episode(0))
+    number = iter(range(1, 100))
+    monkeypatch.setattr(mbpo, "dream", lambda *_, **__: [flat_episode(next(number), prefix=2) for _ in range(4)])
+    for _ in range(5):
+        trained.dream(trained.agent)
+        assert len(trained.imagined) <= 24
+    assert [int(episode.frames[0, 0, 0, 0]) for episode in trained.imagined.episodes()] == list(range(13, 21))
+    assert set(trained.imagined.sample(500).obs[:, 0, 0, 0].tolist()) == set(range(13, 21))
+
+
+# -- reality, as it is collected ---------------------------------------------------------------------------------------
+
+
+def test_a_collected_episode_can_be_played_again(loop: Callable[..., MBPO]) -> None:
+    """The stored actions, taken in a fresh episode of the same seed, give the stored frames and rewards."""
+    trained = loop()
+    agent = Uniform(2, "cpu", seed=0)
+    while trained.replay.num_episodes < 2:
+        trained.collector.act(agent)
+    for number, episode in enumerate(trained.collector.stored_episodes(2)):
+        obs, _ = trained.eval_env.reset(seed=stream_seed(trained.settings.seed, "episode", number))
+        assert np.array_equal(obs[-3:], episode.frames[0])
+        for action, reward, frame in zip(episode.actions, episode.rewards, episode.frames[1:], strict=True):
+            obs, earned, _, over, _ = trained.eval_env.step(action)
+            assert np.float32(earned) == reward
+            assert np.array_equal(obs[-3:], frame)
+        assert over
+
+
+# -- dreams held against reality ---------------------------------------------------------------------------------------
+
+
+def test_validation_dreams_under_the_actions_that_were_taken() -> None:
+    """A model that knows how frames and rewards follow from actions is found to be perfect."""
+    learner = StubLearner(follow_action)
+    episodes = [coded_episode(20, step=12), coded_episode(12, first=5, step=12), coded_episode(3)]
+    metrics, grid = validate(learner, episodes, HORIZON, seed=0)
+    assert metrics["dream_mse"] < 1e-12
+    assert metrics["moving_error_ratio"] < 1e-6
+    assert metrics["moving_error_ratio_shuffled"] > 1.0
+    assert metrics["reward_mae"] == 0.0
+    assert metrics["reward_correlation"] == pytest.approx(1.0)
+    assert metrics["token_accuracy"] == 1.0
+    assert metrics["copied_tokens_true"] == 0.0
+    assert grid is not None
+    assert len(grid) == HORIZON
+
+    known = StubModel.layout.context_length
+    frames, actions, rewards = cut_clips(episodes, CLIPS, known + HORIZON, seed=0)
+    assert actions.equal(frames[:, :-1, :2, 0, 0].float())
+    assert rewards.equal(10 * actions[..., 0])
+    assert {int(clip[0, 0, 0, 0]) % 12 for clip in frames} == {0, 5}, "every episode long enough is used"
+    taken, shuffled = learner.model.actions
+    assert taken[:, 0, 0].equal(frames[:, known - 1, 0, 0, 0].float()), "it belongs to the last known frame"
+    assert not shuffled.equal(taken)
+    assert sorted(shuffled[:, 0, 0].tolist()) == sorted(taken[:, 0, 0].tolist())
+    assert learner.model.told is not None
+    assert learner.model.told.shape == (CLIPS, known + HORIZON, 2)
+    assert learner.model.told[:, known - 1 : -1].equal(taken), "predict() drops what lies inside the context by itself"
+
+
+def test_validation_finds_a_model_that_copies() -> None:
+    metrics, _ = validate(StubLearner(stand_still), [coded_episode(20, step=12)], HORIZON, seed=0)
+    assert metrics["moving_error_ratio"] == metrics["moving_error_ratio_shuffled"] == 1.0
+    assert metrics["dream_psnr"] == pytest.approx(metrics["copy_psnr"])
+    mse = np.mean([(12 * k / 255) ** 2 for k in range(1, HORIZON + 1)])
+    assert metrics["dream_mse"] == pytest.approx(mse, rel=1e-4)
+
+
+def test_episodes_too_short_give_no_metrics() -> None:
+    assert validate(StubLearner(stand_still), [coded_episode(HORIZON)], HORIZON, seed=0) == ({}, None)
+
+
+def test_validation_sees_only_evaluation_episodes(run_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluated: list[Episode] = []
+    validated: list[Episode] = []
+    trained_on: list[Episode] = []
+    evaluate, add = Trainer.evaluate, Collector.add
+
+    def spied_evaluate(self: Trainer) -> Evaluation:
+        evaluated.extend((result := evaluate(self)).episodes)
+        return result
+
+    def spied_add(self: Collector, episode: Episode) -> None:
+        trained_on.append(episode)
+        add(self, episode)
+
+    monkeypatch.setattr(Trainer, "evaluate", spied_evaluate)
+    monkeypatch.setattr(Collector, "add", spied_add)
+    monkeypatch.setattr(mbpo, "validate", lambda world, episodes, *_: validated.extend(episodes) or ({}, None))
+    train(run_root, "num_train_frames=100", "num_eval_episodes=3", "eval_every_frames=20")
+    assert len(evaluated) == 3 * 3  # at 60, 80 and 100
+    assert [id(episode) for episode in validated] == [id(episode) for episode in evaluated]
+    assert len(trained_on) == 2 + 5  # demonstrations and training
+    firsts = {episode.frames[0].tobytes() for episode in trained_on}
+    assert firsts.isdisjoint(episode.frames[0].tobytes() for episode in validated)
+    assert len({episode.frames.tobytes() for episode in validated}) == len(validated), "each evaluation has new seeds"
