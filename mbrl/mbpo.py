@@ -36,7 +36,7 @@ class MBPO(Trainer):
         if not self.initialised:
             for _ in trange(s.initial_model_updates, desc="first training of the world model", leave=False):
                 self.learn_world(tokenizer=True, transformer=True)
-            for _ in trange(s.initial_rollouts // s.rollout_batch, desc="first dreams", leave=False):
+            for _ in trange(-(-s.initial_rollouts // s.rollout_batch), desc="first dreams", leave=False):
                 self.dream(self.random)
             self.initialised = True
             if self.collector.between_episodes:
@@ -141,5 +141,6 @@ class MBPO(Trainer):
 
     def finish(self) -> None:
         """Also leaves the world model in the official layout, for `IVideoGPT.from_pretrained`."""
+        self.run.flush(self.frame)  # a loss that is not finite stops here
         self.world.model.save_pretrained(self.run.folder / "world_model")
         super().finish()

@@ -248,7 +248,9 @@ def test_updates_move_what_is_due_and_nothing_else():
 
 
 def test_learner_continues_bit_for_bit(tmp_path):
-    config = dataclasses.replace(LEARNER, revive_codes_every=2, revive_codes_until=100, motion_weight=2.0, quantize_after=1, decay_updates=3)
+    config = dataclasses.replace(
+        LEARNER, revive_codes_every=2, revive_codes_until=100, motion_weight=2.0, quantize_after=1, decay_updates=3
+    )
     straight, broken = (WorldModelLearner(make_model(), config, seed=0) for _ in range(2))
     torch.manual_seed(1)
     for i in range(4):

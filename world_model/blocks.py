@@ -7,7 +7,8 @@ AutoencoderKL), so that weights load without a table.
 Letters: B clips, K context frames, F future frames a clip, C channels, H W height and width, P positions = H W.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -264,7 +265,8 @@ class ConditionalEncoder(Encoder):
 
     def memory(self, features: list[Tensor]) -> list[Memory]:
         """features: the context's maps after each down block, (B, K, C, H, W) each."""
-        return [block.memory(features[i]) for block, i in zip(self.cross_att_blocks, self.attended, strict=True)]
+        blocks = cast(Iterable[CrossAttention], self.cross_att_blocks)
+        return [block.memory(features[i]) for block, i in zip(blocks, self.attended, strict=True)]
 
     def forward(self, x: Tensor, memory: list[Memory]) -> Tensor:  # type: ignore[override]
         x, used = self.conv_in(x), 0
@@ -305,7 +307,8 @@ class ConditionalDecoder(Decoder):
     def memory(self, features: list[Tensor]) -> list[Memory]:
         """features: the context's maps after the middle block and each up block, (B, K, C, H, W) each."""
         used = [0] + [i + 1 for i in self.attended]
-        return [block.memory(features[i]) for block, i in zip(self.cross_att_blocks, used, strict=True)]
+        blocks = cast(Iterable[CrossAttention], self.cross_att_blocks)
+        return [block.memory(features[i]) for block, i in zip(blocks, used, strict=True)]
 
     def forward(self, x: Tensor, memory: list[Memory]) -> Tensor:  # type: ignore[override]
         x = self.mid_block(self.conv_in(x))

@@ -23,6 +23,9 @@ MEAN, STD = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # input scaling for
 class LPIPS(nn.Module):
     """Distance between pictures; frozen."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         layers: list[nn.Module] = []

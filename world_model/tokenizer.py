@@ -9,7 +9,7 @@ Pictures are float in [0, 1]; decoded ones may leave that range a little.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -83,8 +83,8 @@ class CompressiveTokenizer(nn.Module):
         self.layout = config.layout
         latent, p = config.latent_channels, config.patch_size
         channels, layers, groups = config.block_out_channels, config.layers_per_block, config.norm_num_groups
-        plain = dict(channels=channels, layers=layers, groups=groups)
-        conditional = dict(
+        plain: dict[str, Any] = dict(channels=channels, layers=layers, groups=groups)
+        conditional: dict[str, Any] = dict(
             max_resolution=config.max_att_resolution,
             context_length=config.context_length,
             dropout=config.cross_attention_dropout,
@@ -105,8 +105,8 @@ class CompressiveTokenizer(nn.Module):
             latent, config.in_channels, **plain, resolution=config.context_resolution, **conditional
         )
         if config.residual:  # at the start every future frame is a copy of the last context frame
-            nn.init.zeros_(self.cond_decoder.conv_out.weight)
-            nn.init.zeros_(self.cond_decoder.conv_out.bias)
+            for parameter in self.cond_decoder.conv_out.parameters():
+                nn.init.zeros_(parameter)
 
     # -- the four halves ---------------------------------------------------------------------------------------------
 

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from world_model.tokenizer import TokenizerConfig
@@ -98,7 +99,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _config(cls: type[Config], raw: dict[str, Any], defaults: dict[str, Any]) -> Config:
-    values = {field.name: raw.get(field.name, defaults[field.name]) for field in fields(cls)}
+    values: dict[str, Any] = {field.name: raw.get(field.name, defaults[field.name]) for field in fields(cls)}
     return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
 
@@ -225,5 +226,6 @@ def save(model: IVideoGPT, folder: str | Path) -> None:
     for name in ("action_linear", "reward_linear"):
         if (head := getattr(model, name)) is not None:
             official |= {f"{name}.{k}": v for k, v in head.state_dict().items()}
-    save_file({k: v.contiguous() for k, v in model.tokenizer.state_dict().items()}, folder / TOKENIZER_FILE)
-    save_file({k: v.contiguous() for k, v in official.items()}, folder / TRANSFORMER_FILE)
+    for file, state in ((TOKENIZER_FILE, model.tokenizer.state_dict()), (TRANSFORMER_FILE, official)):
+        # Not `save_file`: a full disk is then an OSError, as from every other write.
+        (folder / file).write_bytes(to_bytes({key: value.contiguous() for key, value in state.items()}))
