@@ -10,7 +10,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ class Logger:
         self._started = time.monotonic() - wall_time_s
         self._sums: dict[str, Tensor | float] = {}
         self._counts: dict[str, int] = {}
+        self._seconds: dict[str, float] = {}
         self._files: dict[str, io.TextIOWrapper] = {}
         for name, columns in ((METRICS, None), (TRAIN, TRAIN_COLUMNS), (EVAL, EVAL_COLUMNS)):
             cut(folder / name, frame)
@@ -66,8 +68,20 @@ class Logger:
             self._sums[tag] = self._sums[tag] + value if tag in self._sums else value
             self._counts[tag] = self._counts.get(tag, 0) + 1
 
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Add the seconds that the body takes to `time/<name>`, written and set back by every flush.
+
+        On a GPU this is the time to hand over the work, unless the body waits for a result.
+        """
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self._seconds[name] = self._seconds.get(name, 0.0) + time.monotonic() - start
+
     def flush(self, frame: int) -> None:
-        """Write the means since the last flush. Raises NonFinite, naming the metric."""
+        """Write the means, and the sums of seconds, since the last flush. Raises NonFinite, naming the metric."""
         tensors = [tag for tag, value in self._sums.items() if isinstance(value, Tensor)]
         values = {tag: float(value) for tag, value in self._sums.items() if not isinstance(value, Tensor)}
         if tensors:
@@ -82,6 +96,8 @@ class Logger:
                     f"{tag} became {value} at frame {frame}; the last checkpoint was saved before it. "
                     "Try a smaller learning rate or another seed"
                 )
+        values |= {f"time/{name}": seconds for name, seconds in self._seconds.items()}
+        self._seconds = {}
         if values:
             self.scalars(frame, values)
 

@@ -66,6 +66,7 @@ class MBPO(Trainer):
         super().__init__(run)
         s = self.settings
         self.world = make_world(s, self.env.action_space.shape[0], self.device)
+        run.progress.write(f"the tokenizer learns from {self.world.reconstruction_loss}")
         decisions = s.imagined_buffer_frames // s.action_repeat
         self.imagined: ReplayBuffer = self.make_buffer("imagined", decisions, s.rollout_horizon)
         self.generator = torch.Generator(self.device).manual_seed(stream_seed(s.seed, "dreams"))
@@ -79,21 +80,23 @@ class MBPO(Trainer):
         if tokenizer:
             segments = self.replay.sample_segments(config.tokenizer_batch_size, config.tokenizer_span)
             frames = to_float(segments.frames.to(self.device))
-        self.run.record("world_model", self.world.update(clips, frames))
+        with self.run.timed("learn_world_s"):
+            self.run.record("world_model", self.world.update(clips, frames))
 
     def dream(self, agent: Agent) -> None:
         """Roll the world model out from real states, under `agent`, into the imagined buffer."""
         s = self.settings
-        episodes = dream(
-            self.world,
-            agent,
-            self.replay.sample_starts(s.rollout_batch),
-            s.rollout_horizon,
-            self.collector.decision,
-            temperature=s.rollout_temperature,
-            top_k=s.rollout_top_k,
-            generator=self.generator,
-        )
+        with self.run.timed("dream_s"):
+            episodes = dream(
+                self.world,
+                agent,
+                self.replay.sample_starts(s.rollout_batch),
+                s.rollout_horizon,
+                self.collector.decision,
+                temperature=s.rollout_temperature,
+                top_k=s.rollout_top_k,
+                generator=self.generator,
+            )
         for episode in episodes:
             self.imagined.add(episode)
         mean = sum(float(episode.rewards.mean()) for episode in episodes) / len(episodes)

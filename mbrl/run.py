@@ -28,6 +28,7 @@ import sys
 import uuid
 import zlib
 from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -113,6 +114,10 @@ class Run:
     def record(self, prefix: str, metrics: Mapping[str, Tensor | float]) -> None:
         """Scalars of one update, tagged `<prefix>/<name>`; logged as means every `log_every_frames`."""
         self.logger.record(prefix, metrics)
+
+    def timed(self, name: str) -> AbstractContextManager[None]:
+        """Account the body's seconds to `time/<name>`."""
+        return self.logger.timed(name)
 
     def step(self, frame: int) -> None:
         """Tell the bar where training is; writes the recorded means when they are due.

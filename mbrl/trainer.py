@@ -109,11 +109,13 @@ class Trainer:
 
     def act(self, agent: Agent) -> None:
         """One decision in the real environment; then what is due: log, evaluate, save."""
-        self.collector.act(agent)
+        with self.run.timed("act_s"):
+            self.collector.act(agent)
         self.run.step(self.frame)
         last = self.frame >= self.settings.num_train_frames
         if self.frame > self.settings.num_seed_frames and (self.due(self.settings.eval_every_frames) or last):
-            self.evaluate()
+            with self.run.timed("evaluate_s"):
+                self.evaluate()
         # Never further back than checkpoint_every_frames, and only where the environment needs no saving.
         ahead = self.frame + self.episode_frames - self._saved
         if self.collector.between_episodes and not last and ahead > self.settings.checkpoint_every_frames:
@@ -132,7 +134,8 @@ class Trainer:
         guide = None
         if self.demonstrations is not None and isinstance(self.agent, DrQv2):
             guide = self.demonstrations.sample(self.settings.drqv2.guide_batch_size)
-        self.run.record("agent", self.agent.update(batch, self.collector.decision, guide))
+        with self.run.timed("learn_to_act_s"):
+            self.run.record("agent", self.agent.update(batch, self.collector.decision, guide))
 
     def evaluate(self) -> Evaluation:
         """Play evaluation episodes, in an environment and with seeds of their own, and log them."""

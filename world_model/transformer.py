@@ -131,8 +131,8 @@ class Transformer(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=config.initializer_range)
-        # Most tokens repeat the one at the same place a frame before. With equal vectors for reading and writing a token,
-        # copying is learned as soon as attention finds that place; with unequal ones it takes ten times the updates.
+        # Most tokens repeat the one at the same place a frame before. With equal vectors for reading and writing a
+        # token, copying is learned as soon as attention finds that place.
         with torch.no_grad():
             self.head.weight.copy_(self.embedding.weight)
 
