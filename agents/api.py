@@ -76,10 +76,22 @@ class Agent(Protocol):
         """One learning step; returns a flat dict of detached scalars, still on the device."""
         ...
 
+    def guide_batch_size(self, decision: int) -> int:
+        """How many demonstration transitions `update` wants at `decision`; 0 when it would not look at them."""
+        ...
+
+    def weights(self) -> dict[str, Tensor]:
+        """Every weight under a flat name: all that acting without exploring needs. Empty if there are none."""
+        ...
+
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        """Takes over what `weights()` returned, on whatever device; raises `StateMismatch` if the sizes differ."""
+        ...
+
     def state(self) -> dict[str, Any]:
-        """Everything needed to continue bit for bit; survives `torch.save` and a `weights_only` load."""
+        """What continuing bit for bit needs besides the weights; survives `torch.save` and a `weights_only` load."""
         ...
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Takes over what `state()` returned; raises `StateMismatch` if the sizes differ."""
+        """Takes over what `state()` returned on a device of the same kind."""
         ...

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from agents.api import InvalidConfig, StateMismatch, TransitionBatch
 from agents.networks import ENCODERS, MLP, Encoder, Trunk, orthogonal_init, random_shift
-from agents.schedules import parse_schedule
+from agents.schedules import lowest_value, parse_schedule
 
 SHIFT = 4  # pixels of random shift in each direction
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -68,7 +68,7 @@ class DrQv2Config:
             if not getattr(self, name) > 0:
                 raise InvalidConfig(f"{name}={getattr(self, name)!r} must be larger than zero")
         for name in ("stddev_schedule", "guide_schedule"):
-            if parse_schedule(getattr(self, name))(0) < 0:
+            if lowest_value(getattr(self, name)) < 0:
                 raise InvalidConfig(f"{name}={getattr(self, name)!r} must not be negative")
 
 
@@ -211,6 +211,10 @@ class DrQv2:
             torch._foreach_lerp_(list(self.critic_target.parameters()), list(self.critic.parameters()), tau)
         return {name: value.detach() for name, value in metrics.items()}
 
+    def guide_batch_size(self, decision: int) -> int:
+        """Demonstration transitions that `update` uses at `decision`: none where the guide's weight is 0."""
+        return self.config.guide_batch_size if self._guide_weight(decision) > 0 else 0
+
     def _guide(self, demonstrations: TransitionBatch, weight: float, target_q: Tensor) -> dict[str, Tensor]:
         """Adds the gradient of weight * |Q| * MSE(mean, demonstrated action) to actor and encoder.
 
@@ -227,7 +231,7 @@ class DrQv2:
         guide_loss = F.mse_loss(mean, demonstrations.action)
         magnitude = target_q.abs().mean().clamp(min=1.0)
         (weight * magnitude * guide_loss).backward()
-        return {"guide_loss": guide_loss, "guide_weight": torch.tensor(weight)}
+        return {"guide_loss": guide_loss, "guide_weight": guide_loss.new_full((), weight)}
 
     def _explore(self, mean: Tensor, stddev: float, clip: float) -> Tensor:
         """Mean plus clipped Gaussian noise, kept in [-1, 1]; the gradient passes as if nothing were cut."""
@@ -280,20 +284,18 @@ class DrQv2:
             )
 
     def state(self) -> dict[str, Any]:
-        """Weights, optimizers and random state, for `torch.save` and a load with `weights_only=True`.
+        """Optimizers and random state, for `torch.save` and a load with `weights_only=True`.
 
         As with torch's own `state_dict`, the tensors are the living ones: save them before the next update.
         """
         return {
-            "weights": self.weights(),
             "critic_optimizer": self._critic_optimizer.state_dict(),
             "actor_optimizer": self._actor_optimizer.state_dict(),
             "generator": self._generator.get_state(),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Continues from `state()`, bit for bit on the CPU; raises `StateMismatch` for other sizes."""
-        self.load_weights(state["weights"])
+        """With `load_weights`, continues from `state()`: bit for bit on the CPU."""
         self._critic_optimizer.load_state_dict(state["critic_optimizer"])
         self._actor_optimizer.load_state_dict(state["actor_optimizer"])
         self._generator.set_state(state["generator"].cpu())

@@ -26,6 +26,17 @@ def parse_schedule(text: str) -> Schedule:
     Raises:
         InvalidConfig: `text` is none of the three forms, or a duration is not positive.
     """
+    return _piecewise(*_points(text))
+
+
+def lowest_value(text: str) -> float:
+    """The smallest value that a schedule ever takes: it is straight between its points, so one of them."""
+    initial, legs = _points(text)
+    return min([initial, *(target for target, _ in legs)])
+
+
+def _points(text: str) -> tuple[float, list[tuple[float, float]]]:
+    """The first value, then (value, decisions to get there) for each leg."""
     match = re.fullmatch(r"\s*(?:(linear|step_linear)\((.*)\)|(.+?))\s*", str(text))
     name, inside, constant = match.groups() if match else (None, None, None)
     numbers = [_number(part) for part in (inside or constant or "").split(",")]
@@ -35,7 +46,7 @@ def parse_schedule(text: str) -> Schedule:
     points = [n for n in numbers if n is not None]
     if any(duration <= 0 for duration in points[2::2]):
         raise InvalidConfig(f"schedule {text!r}: a duration must be a positive number of decisions")
-    return _piecewise(points[0], list(zip(points[1::2], points[2::2], strict=True)))
+    return points[0], list(zip(points[1::2], points[2::2], strict=True))
 
 
 def _number(text: str) -> float | None:

@@ -32,6 +32,17 @@ class Uniform:
         """Learns nothing."""
         return {}
 
+    def guide_batch_size(self, decision: int) -> int:
+        """It follows no demonstrations."""
+        return 0
+
+    def weights(self) -> dict[str, Tensor]:
+        """It has none."""
+        return {}
+
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        """Nothing to take over."""
+
     def state(self) -> dict[str, Any]:
         """Both random streams."""
         return {"training": self._training.get_state(), "evaluation": self._evaluation.get_state()}

@@ -1,6 +1,7 @@
 """From settings to objects: the environment, the agent and the world model of a run."""
 
 import importlib.util
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,15 @@ import torch
 
 import envs
 from agents import Agent, DrQv2, Uniform
-from mbrl.checkpoints import Checkpoint
 from mbrl.run import stream_seed
 from mbrl.settings import Settings, UserError
 from world_model import IVideoGPT, WeightsError
 from world_model.learner import WorldModelLearner
+
+PAPER_WITHOUT_WEIGHTS = (
+    "warning: preset=paper fine-tunes for a thousand updates what the paper had pre-trained for a million; without "
+    "world_model.pretrained=<folder> it begins with random weights and will dream badly for long (see the README)"
+)
 
 
 def environment_keywords(settings: Settings) -> dict[str, Any]:
@@ -45,12 +50,6 @@ def make_agent(settings: Settings, env: envs.PixelEnv, device: torch.device) -> 
     raise UserError(f"agent={settings.agent} has a file in configs/agents but no line in mbrl/build.py")
 
 
-def load_agent(agent: Agent, saved: Checkpoint, device: torch.device) -> None:
-    """Continue an agent from a checkpoint."""
-    weights = saved.load("agent.safetensors", device)
-    agent.load_state(saved.load("agent.pt", device) | ({"weights": weights} if weights else {}))
-
-
 def find_pretrained(name: str) -> Path:
     """The folder that `world_model.pretrained=<name>` means: a folder, or a hub name where huggingface_hub is there."""
     if Path(name).is_dir():
@@ -80,9 +79,9 @@ def check_world(settings: Settings) -> None:
     context = f"world_model.tokenizer.context_length={world.tokenizer.context_length}"
     if settings.frame_stack < world.tokenizer.context_length:
         raise UserError(f"frame_stack={settings.frame_stack} must be at least {context}: dreams begin with a stack")
-    if world.learner.segment_length <= world.tokenizer.context_length:
-        length = world.learner.segment_length
-        raise UserError(f"world_model.learner.segment_length={length} must be more than {context}")
+    for name in ("segment_length", "tokenizer_span"):
+        if (length := getattr(world.learner, name)) <= world.tokenizer.context_length:
+            raise UserError(f"world_model.learner.{name}={length} must be more than {context}")
 
 
 def make_world(settings: Settings, action_dim: int, device: torch.device) -> WorldModelLearner:
@@ -91,6 +90,8 @@ def make_world(settings: Settings, action_dim: int, device: torch.device) -> Wor
     world = settings.world_model
     try:
         if world.pretrained == "none":
+            if settings.preset == "paper":
+                print(PAPER_WITHOUT_WEIGHTS, file=sys.stderr)
             model = IVideoGPT(world.tokenizer, world.transformer, action_dim)
         else:
             model = IVideoGPT.from_pretrained(
@@ -99,6 +100,8 @@ def make_world(settings: Settings, action_dim: int, device: torch.device) -> Wor
                 world.tokenizer.context_length,
                 attention_dropout=world.transformer.attention_dropout,
             )
+            if (resolution := model.tokenizer.config.resolution) != settings.image_size:
+                raise UserError(f"{world.pretrained} is for {resolution} pixels; image_size={settings.image_size}")
         return WorldModelLearner(model.to(device), world.learner, stream_seed(settings.seed, "world_model"))
     except (WeightsError, UserError):
         raise

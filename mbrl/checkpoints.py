@@ -35,6 +35,7 @@ from mbrl.settings import UserError
 KEEP = 2
 MANIFEST = "manifest.json"
 TEMPORARY = ".tmp-"
+REPLACED = f"{TEMPORARY}replaced-"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -66,6 +67,7 @@ def save(folder: Path, frame: int, parts: Mapping[str, Any]) -> Checkpoint:
     Raises UserError when the disk is full; what was saved before stays as it was.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    _restore(folder)
     _sweep(folder)
     temporary, final = folder / f"{TEMPORARY}{frame:09d}", folder / f"{frame:09d}"
     try:
@@ -74,11 +76,12 @@ def save(folder: Path, frame: int, parts: Mapping[str, Any]) -> Checkpoint:
         _write(temporary / MANIFEST, manifest)
         _sync_folder(temporary)
         if final.exists():  # the same frame again: a damaged one, or one without the final evaluation
-            os.rename(final, folder / f"{TEMPORARY}replaced-{frame:09d}")
+            os.rename(final, folder / f"{REPLACED}{frame:09d}")
         os.rename(temporary, final)
         _sync_folder(folder)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        _restore(folder)
         if error.errno not in FULL:
             raise
         kept = [path.name for path in _checkpoints(folder)]
@@ -95,6 +98,7 @@ def latest(folder: Path) -> Checkpoint | None:
 
     A damaged one is named in a warning and the one before it is taken. Raises UserError if all are damaged.
     """
+    _restore(folder)
     paths = _checkpoints(folder)
     damages: list[str] = []
     for path in reversed(paths):
@@ -202,6 +206,14 @@ def _is_complete(path: Path) -> bool:
         return all((path / name).stat().st_size == entry["size"] for name, entry in manifest.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
+
+
+def _restore(folder: Path) -> None:
+    """Give a checkpoint its name back if a save ended between taking it and giving it to the new one."""
+    for path in folder.glob(f"{REPLACED}*"):
+        final = folder / path.name.removeprefix(REPLACED)
+        if not final.exists():
+            os.rename(path, final)
 
 
 def _sweep(folder: Path) -> None:

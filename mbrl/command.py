@@ -1,12 +1,12 @@
 """What every `python -m mbrl.<verb>` shares: words in, one clear line out when something can't be done."""
 
-import errno
 import sys
 import warnings
 from collections.abc import Callable
 
 import agents
 import envs
+from mbrl.checkpoints import FULL
 from mbrl.episodes import EpisodeStoreError
 from mbrl.replay import ReplayError
 from mbrl.run import RunFinished
@@ -43,7 +43,7 @@ def command(main: Callable[[list[str]], None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in FULL:
             raise
         print("error: the disk is full; make room and run the same command again to continue", file=sys.stderr)
         sys.exit(2)

@@ -62,7 +62,10 @@ class EpisodeStore:
             _sync_folder(self.folder)
         except OSError as error:
             temporary.unlink(missing_ok=True)
-            raise EpisodeStoreError(f"cannot write episode {path}: {error.strerror}") from error
+            raise EpisodeStoreError(
+                f"cannot write episode {path}: {error.strerror}; make room on that disk, or let it be written, "
+                "and run the same command again"
+            ) from error
 
     def load(self, indices: Iterable[int]) -> Iterator[Episode]:
         """Reads episodes in the order given; one missing or damaged is named in a warning and skipped."""

@@ -13,7 +13,7 @@ import torch
 import envs
 from agents import Agent
 from mbrl import checkpoints
-from mbrl.build import load_agent, make_agent, make_env
+from mbrl.build import make_agent, make_env
 from mbrl.command import command
 from mbrl.replay import Episode
 from mbrl.run import CHECKPOINTS, FREE_KEYS, run_folder, stored_settings, stream_seed
@@ -64,7 +64,7 @@ def evaluate(words: list[str]) -> None:
         raise UserError(f"{folder} has no checkpoint yet: let it train a little longer")
     device, env = pick_device(settings.device), make_env(settings)
     agent = make_agent(settings, env, device)
-    load_agent(agent, saved, device)
+    agent.load_weights(saved.load("agent.safetensors", device))  # all that acting needs, and fit for any device
     # Not the seeds that training evaluated with: its choice of a checkpoint may have been made on those.
     seeds = [stream_seed(settings.seed, "make eval", i) for i in range(settings.num_eval_episodes)]
     result = play(agent, env, saved.frame // settings.action_repeat, seeds)

@@ -21,6 +21,8 @@ from mbrl.trainer import Trainer
 from mbrl.validate import validate
 from mbrl.video import encode_gif
 
+LOG_UPDATES = 50  # updates between two lines of the log while the world model is first trained
+
 
 class MBPO(Trainer):
     initialised: bool  # whether the first training of the world model and the first dreams are done
@@ -34,8 +36,10 @@ class MBPO(Trainer):
         while self.frame < s.num_seed_frames:
             self.act(self.random)
         if not self.initialised:
-            for _ in trange(s.initial_model_updates, desc="first training of the world model", leave=False):
+            for i in trange(s.initial_model_updates, desc="first training of the world model", leave=False):
                 self.learn_world(tokenizer=True, transformer=True)
+                if i % LOG_UPDATES == 0:
+                    self.run.flush(self.frame)
             for _ in trange(-(-s.initial_rollouts // s.rollout_batch), desc="first dreams", leave=False):
                 self.dream(self.random)
             self.initialised = True
@@ -78,7 +82,8 @@ class MBPO(Trainer):
         if transformer:
             clips = to_clips(self.replay.sample_segments(config.batch_size, config.segment_length), self.device)
         if tokenizer:
-            segments = self.replay.sample_segments(config.tokenizer_batch_size, config.tokenizer_span)
+            span = min(config.tokenizer_span, self.env.episode_decisions + 1)
+            segments = self.replay.sample_segments(config.tokenizer_batch_size, span)
             frames = to_float(segments.frames.to(self.device))
         with self.run.timed("learn_world_s"):
             self.run.record("world_model", self.world.update(clips, frames))
@@ -86,6 +91,8 @@ class MBPO(Trainer):
     def dream(self, agent: Agent) -> None:
         """Roll the world model out from real states, under `agent`, into the imagined buffer."""
         s = self.settings
+        if s.real_ratio == 1:
+            return  # nothing would learn from it
         with self.run.timed("dream_s"):
             episodes = dream(
                 self.world,
@@ -117,7 +124,9 @@ class MBPO(Trainer):
         result = super().evaluate()
         s = self.settings
         seed = stream_seed(s.seed, "validation", self.frame)
-        metrics, grid = validate(self.world, result.episodes, s.rollout_horizon, seed)
+        metrics, grid = validate(
+            self.world, result.episodes, s.rollout_horizon, seed, s.rollout_temperature, s.rollout_top_k
+        )
         self.run.log(self.frame, {f"world_model/{name}": value for name, value in metrics.items()})
         if grid is not None:
             self.run.log_video("imagined/dream", self.frame, encode_gif(grid, fps=3))

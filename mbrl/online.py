@@ -17,7 +17,7 @@ class Online(Trainer):
 
         while self.frame < s.num_train_frames:
             for _ in range(self.updates_due()):
-                self.learn_to_act(self.real_batch(s.batch_size))
+                self.learn_to_act(self.replay.sample(s.batch_size))
             self.act(self.agent)
 
         self.finish()

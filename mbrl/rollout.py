@@ -57,7 +57,6 @@ def dream(
     context = to_float(starts.to(world.model.device))
     with world.autocast():
         dreamt = world.model.imagine(context, policy, horizon, temperature, top_k, generator)
-    assert dreamt.actions is not None, "a dream under an agent has actions"
     assert dreamt.rewards is not None, "this world model has no reward head"
     frames = torch.cat([starts, to_uint8(dreamt.frames).cpu()], dim=1).numpy()  # (B, K + H, C, H, W)
     actions, rewards = dreamt.actions.float().cpu().numpy(), dreamt.rewards.float().cpu().numpy()

@@ -48,7 +48,8 @@ CONFIG = "config.yaml"
 PROVENANCE = "git.json"
 CHECKPOINTS = "checkpoints"
 STATE = "run.json"  # the part of a checkpoint that belongs to the run itself
-# Keys that change nothing a run computes; a restart may change them.
+# Keys that a restart may change. They change nothing a run computes, except that on a CPU another number of `threads`
+# splits sums elsewhere: the last bits then differ, so a run is only repeated bit for bit with the same number.
 FREE_KEYS = frozenset({"run_root", "log_every_frames", "video", "wandb", "threads"})
 PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "metaworld", "dm-control", "hydra-core")
 
@@ -257,12 +258,19 @@ def _read_config(path: Path) -> dict[str, Any]:
 def _write_provenance(folder: Path, checkpoint: Checkpoint | None) -> str:
     """Add this start to git.json; returns the run's own id."""
     path = folder / PROVENANCE
-    record: dict[str, Any] = {"id": uuid.uuid4().hex[:12], "starts": []}
-    if path.exists():
-        record = json.loads(path.read_text())
+    record = _read_provenance(path)
     record["starts"].append({"frame": checkpoint.frame if checkpoint else 0} | provenance())
     _write_text(path, json.dumps(record, indent=1) + "\n")
     return str(record["id"])
+
+
+def _read_provenance(path: Path) -> dict[str, Any]:
+    """The starts so far; a fresh record where there is none or a damaged one, which no run depends on."""
+    try:
+        record = json.loads(path.read_text())
+        return {"id": str(record["id"]), "starts": list(record["starts"])}
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return {"id": uuid.uuid4().hex[:12], "starts": []}
 
 
 def provenance() -> dict[str, Any]:

@@ -99,7 +99,7 @@ class Settings:
     replay_memory_gb: Annotated[float, Range(0.0)]  # larger buffers are memory-mapped files
     agent_updates_per_decision: Annotated[float, Range(0.0)]
     # imagination
-    real_ratio: Fraction  # share of real transitions in an agent batch; 1 never dreams
+    real_ratio: Fraction  # share of real transitions in an agent batch; 1 never dreams again
     imagined_buffer_frames: Positive
     initial_model_updates: Count
     initial_rollouts: Count
@@ -138,10 +138,11 @@ def load(overrides: Sequence[str] = ()) -> Settings:
         task = envs.canonical(str(chosen["task"]))
     except envs.UnknownTask as error:
         raise UserError(str(error)) from error
+    # What a run stores is the device it began on, so that no restart changes it unnoticed.
+    device = pick_device(_convert(Device, chosen["device"], "device")).type
     preset = str(chosen["preset"])
     if preset == "auto":
-        device = _convert(Device, chosen["device"], "device")
-        preset = "paper" if pick_device(device).type == "cuda" else "small"
+        preset = "paper" if device == "cuda" else "small"
     suite = task.split("/")[0] if "/" in task else "metaworld"
     files = {
         "protocols": _file("protocol", "protocols", str(chosen["protocol"])),
@@ -159,7 +160,7 @@ def load(overrides: Sequence[str] = ()) -> Settings:
         values = _container(config)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(f"the settings do not compose: {_first_line(error)}") from error
-    return build(Settings, values | {"task": task, "preset": preset})
+    return build(Settings, values | {"task": task, "preset": preset, "device": device})
 
 
 def typed_keys(overrides: Sequence[str]) -> set[str]:

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from agents import Agent, DrQv2, TransitionBatch, Uniform
+from agents import Agent, TransitionBatch, Uniform
 from envs import demonstrations
-from mbrl.build import environment_keywords, load_agent, make_agent, make_env
+from mbrl.build import environment_keywords, make_agent, make_env
 from mbrl.collector import Collector
 from mbrl.evaluate import Evaluation, play
 from mbrl.replay import Episode, ReplayBuffer
@@ -126,16 +126,13 @@ class Trainer:
         rate, decision = self.settings.agent_updates_per_decision, self.collector.decision
         return int(rate * (decision + 1)) - int(rate * decision)
 
-    def real_batch(self, size: int) -> TransitionBatch:
-        return self.replay.sample(size)
-
     def learn_to_act(self, batch: TransitionBatch) -> None:
         """One update of the agent."""
-        guide = None
-        if self.demonstrations is not None and isinstance(self.agent, DrQv2):
-            guide = self.demonstrations.sample(self.settings.drqv2.guide_batch_size)
+        guide, decision = None, self.collector.decision
+        if self.demonstrations is not None and (size := self.agent.guide_batch_size(decision)) > 0:
+            guide = self.demonstrations.sample(size)
         with self.run.timed("learn_to_act_s"):
-            self.run.record("agent", self.agent.update(batch, self.collector.decision, guide))
+            self.run.record("agent", self.agent.update(batch, decision, guide))
 
     def evaluate(self) -> Evaluation:
         """Play evaluation episodes, in an environment and with seeds of their own, and log them."""
@@ -153,14 +150,14 @@ class Trainer:
 
     def parts(self) -> dict[str, Any]:
         """Everything that a checkpoint holds, by file name. A subclass adds its own."""
-        state = self.agent.state()
+        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
         parts: dict[str, Any] = {
-            "agent.safetensors": state.pop("weights", {}),
-            "agent.pt": state,
+            "agent.safetensors": self.agent.weights(),
+            "agent.pt": self.agent.state(),
             "random.pt": self.random.state(),
             "replay.json": self.replay.state_dict(with_episodes=False),
             "collector.json": self.collector.state(),
-            "torch.pt": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()},
+            "torch.pt": {"cpu": torch.get_rng_state(), "cuda": cuda},
         }
         if self.demonstrations is not None:
             parts["demonstrations.json"] = self.demonstrations.state_dict(with_episodes=False)
@@ -170,14 +167,15 @@ class Trainer:
         """The inverse of `parts`, from the run's checkpoint."""
         saved = self.run.checkpoint
         assert saved is not None
-        load_agent(self.agent, saved, self.device)
+        self.agent.load_weights(saved.load("agent.safetensors", self.device))
+        self.agent.load_state(saved.load("agent.pt", self.device))
         self.random.load_state(saved.load("random.pt", self.device))
         self.collector.load_state(saved.load("collector.json"))
         self.replay.load_state_dict(saved.load("replay.json"))
         rng = saved.load("torch.pt")
         torch.set_rng_state(rng["cpu"])
         if self.device.type == "cuda":
-            torch.cuda.set_rng_state_all(rng["cuda"])
+            torch.cuda.set_rng_state(rng["cuda"], self.device)
 
     def save(self, finished: bool = False) -> None:
         assert finished or self.collector.between_episodes, "a run could not continue within an episode"

@@ -16,6 +16,7 @@ from torch import Tensor
 from mbrl.replay import Episode
 from mbrl.rollout import to_float, to_uint8
 from mbrl.video import dream_grid
+from world_model import Dream
 from world_model.learner import WorldModelLearner
 from world_model.metrics import copied_share, correlation, moving_errors, psnr
 
@@ -42,11 +43,17 @@ def cut_clips(episodes: Sequence[Episode], count: int, length: int, seed: int) -
 
 @torch.no_grad()
 def validate(
-    world: WorldModelLearner, episodes: Sequence[Episode], horizon: int, seed: int
+    world: WorldModelLearner,
+    episodes: Sequence[Episode],
+    horizon: int,
+    seed: int,
+    temperature: float = 1.0,
+    top_k: int = 100,
 ) -> tuple[dict[str, float], NDArray[np.uint8] | None]:
     """Metrics of `horizon`-frame dreams and a video real | imagined | error, uint8 (horizon, 3, height, width).
 
-    Nothing of it touches training: the model is in evaluation mode and the draws come from `seed`.
+    Nothing of it touches training: the model is in evaluation mode and the draws come from `seed`. `shuffled` dreams
+    are under the actions of the next clip, which is of another episode where there are several.
     Without an episode long enough there are no metrics and no video.
     """
     model, layout = world.model, world.model.layout
@@ -59,10 +66,12 @@ def validate(
     actions, rewards = (field[:, known - 1 :].to(model.device) for field in (actions, rewards))
     context, true = clips[:, :known], clips[:, known:]
     generator = torch.Generator(model.device)
-    order = torch.randperm(len(clips), generator=generator.manual_seed(seed), device=model.device)
+
+    def dream_under(actions: Tensor) -> Dream:
+        return model.imagine(context, actions, horizon, temperature, top_k, generator.manual_seed(seed))
+
     with world.autocast():
-        dream = model.imagine(context, actions, horizon, generator=generator.manual_seed(seed))
-        shuffled = model.imagine(context, actions[order], horizon, generator=generator.manual_seed(seed))
+        dream, shuffled = dream_under(actions), dream_under(actions.roll(1, 0))
         tokens, labels = model.tokenizer.tokenize(clips)
         told = model.predict(tokens, labels, torch.nn.functional.pad(actions, (0, 0, known - 1, 1)))
     assert dream.rewards is not None

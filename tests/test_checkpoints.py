@@ -5,6 +5,7 @@ import errno
 import io
 import multiprocessing
 import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,22 @@ def test_another_disk_error_is_not_called_a_full_disk(tmp_path: Path, monkeypatc
     assert names(tmp_path) == []
 
 
+def test_disk_full_between_the_two_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old checkpoint of the same frame has lost its name and the new one has not got it yet."""
+    save(tmp_path, 100, parts(1))
+    rename = os.rename
+
+    def full(source: Path, target: Path) -> None:
+        if source.name == ".tmp-000000100":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", full)
+    with pytest.raises(UserError, match=r"disk is full: no checkpoint at frame 100 .*000000100\) stays"):
+        save(tmp_path, 100, parts(2))
+    assert names(tmp_path) == ["000000100"]
+
+
 def save_forever(folder: Path, start: int) -> None:
     for value in range(start, 10**6):
         save(folder, value, parts(value, size=20_000))
@@ -194,3 +211,31 @@ def test_killed_at_any_instant(tmp_path: Path) -> None:
             assert checkpoint.load("agent.pt")["step"] == frame
         last = frame
     assert last > 0
+
+
+def save_until_the_first_rename(folder: Path, frame: int) -> None:
+    rename = os.rename
+
+    def rename_and_die(source: Path, target: Path) -> None:
+        rename(source, target)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    os.rename = rename_and_die
+    save(folder, frame, parts(2))
+
+
+@pytest.mark.parametrize("look_first", [True, False], ids=["latest", "save"])
+def test_killed_while_replacing_the_same_frame(tmp_path: Path, look_first: bool) -> None:
+    """The old one has lost its name, the new one has not got it yet: the old one is found, and not swept away."""
+    save(tmp_path, 100, parts(1))
+    process = multiprocessing.get_context("fork").Process(target=save_until_the_first_rename, args=(tmp_path, 100))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert names(tmp_path) == [".tmp-000000100", ".tmp-replaced-000000100"]
+    if look_first:
+        checkpoint = latest(tmp_path)
+        assert checkpoint is not None
+        assert checkpoint.load("counters.json") == {"value": 1}
+    save(tmp_path, 200, parts(3))
+    assert names(tmp_path) == ["000000100", "000000200"]

@@ -26,7 +26,7 @@ NAMES = """Simulator expert_action task_names make TASKS RULES Agent make_agent 
 COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 # Every key of the agent and of the world model once, in seconds: episodes of 20 decisions, one evaluation, one guide.
-TINY_RUN = """task=toy/reach agent=mbpo preset=smoke device=cpu demonstrations=1
+TINY_RUN = """task=toy/reach agent=mbpo preset=smoke device=cpu demonstrations=1 episode_frames=40
     num_train_frames=160 num_seed_frames=80 eval_every_frames=160 log_every_frames=20 rollout_every_frames=40
     initial_model_updates=1 rollout_horizon=2 rollout_batch=4 initial_rollouts=4""".split()
 

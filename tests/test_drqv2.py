@@ -112,6 +112,8 @@ def test_a_schedule_that_is_not_understood_is_refused(text):
         ({"precision": "fp8"}, "choose auto or fp32 or bf16"),
         ({"lr": 0.0}, "lr=0.0 must be larger"),
         ({"guide_schedule": "-1"}, "guide_schedule='-1' must not be negative"),
+        ({"stddev_schedule": "linear(1,-1,100)"}, "must not be negative"),
+        ({"guide_schedule": "step_linear(1,-1,10,1,10)"}, "must not be negative"),
         ({"stddev_schedule": "lin(1)"}, "not understood"),
     ],
 )
@@ -167,10 +169,13 @@ def test_resumes_bit_for_bit(precision):
     for step in range(2):
         first.update(batch(step), step, batch(100 + step))
     file = io.BytesIO()
-    torch.save(first.state(), file)
+    torch.save((first.weights(), first.state()), file)
     file.seek(0)
+    weights, state = torch.load(file, weights_only=True)
+    assert "weights" not in state, "they have a file of their own"
     resumed = agent(seed=7, precision=precision)
-    resumed.load_state(torch.load(file, weights_only=True))
+    resumed.load_weights(weights)
+    resumed.load_state(state)
     for step in range(2, 4):
         resumed.update(batch(step), step, batch(100 + step))
     assert_same_weights(straight, resumed)
@@ -178,12 +183,12 @@ def test_resumes_bit_for_bit(precision):
     assert torch.equal(straight.act(obs, 4, eval_mode=False), resumed.act(obs, 4, eval_mode=False))
 
 
-def test_a_state_of_other_sizes_is_refused():
-    state = agent(hidden_dim=64).state()
+def test_weights_of_other_sizes_are_refused():
+    weights = agent(hidden_dim=64).weights()
     learner = agent()
     before = learner.act(batch(0).obs, 0, eval_mode=True)
     with pytest.raises(StateMismatch, match=r"actor\.policy\.hidden\.0\.weight is \(64, 16\).*needs \(32, 16\)"):
-        learner.load_state(state)
+        learner.load_weights(weights)
     with pytest.raises(StateMismatch, match="missing"):
         learner.load_weights({})
     assert torch.equal(before, learner.act(batch(0).obs, 0, eval_mode=True))
@@ -198,6 +203,13 @@ def test_the_guide_off_is_plain_drqv2():
         assert "guide_loss" not in metrics
     assert_same_weights(plain, ended)
     assert_same_weights(plain, without)
+
+
+def test_demonstrations_are_asked_for_while_the_guide_is_on():
+    learner = agent()  # its schedule reaches zero at decision 10
+    assert [learner.guide_batch_size(decision) for decision in (0, 9, 10, 11)] == [4, 4, 0, 0]
+    assert agent(guide_schedule="0").guide_batch_size(0) == 0
+    assert Uniform(2, "cpu", seed=1).guide_batch_size(0) == 0
 
 
 def test_the_target_follows_the_critic_and_the_actor_loss_leaves_it_alone():
@@ -276,4 +288,4 @@ def test_uniform_actions_and_their_state():
     expected = one.act(obs, 0, eval_mode=False)
     two.load_state(state)
     assert torch.equal(two.act(obs, 0, eval_mode=False), expected)
-    assert one.update(batch(0), 0) == {}
+    assert one.update(batch(0), 0) == one.weights() == {}

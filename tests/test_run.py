@@ -180,6 +180,22 @@ def test_a_damaged_config_is_named(settings: Settings) -> None:
         Run.open(settings)
 
 
+@pytest.mark.parametrize("text", ["", '{"id": "a"', "[]", "{}"])
+def test_a_damaged_record_of_the_starts_stops_nothing(settings: Settings, text: str) -> None:
+    train(settings, 200)
+    record = run_folder(settings) / "git.json"
+    record.write_text(text)
+    train(settings, 400)
+    assert [start["frame"] for start in json.loads(record.read_text())["starts"]] == [200]
+
+
+def test_a_run_does_not_change_its_device(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(settings, 200)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(UserError, match="another config .device was cpu, is cuda"):
+        Run.open(load(["preset=smoke", "seed=3", f"run_root={settings.run_root}"]))
+
+
 def test_two_processes_cannot_share_a_folder(settings: Settings) -> None:
     code = f"import fcntl, sys; fcntl.flock(open({str(run_folder(settings) / '.lock')!r}, 'w'), 6)"
     with Run.open(settings):
@@ -250,7 +266,9 @@ def fails(error: BaseException) -> Callable[[list[str]], None]:
 
 
 @pytest.mark.parametrize(
-    "error", [UserError("what"), envs.UnknownTask("what"), OSError(errno.ENOSPC, "full")], ids=repr
+    "error",
+    [UserError("what"), envs.UnknownTask("what"), OSError(errno.ENOSPC, "full"), OSError(errno.EDQUOT, "quota")],
+    ids=repr,
 )
 def test_command_prints_one_line(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:

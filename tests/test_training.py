@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from tiny import Command, Shell, checkpoints, different, tiny, train, weights
 
+from agents import DrQv2
 from mbrl import evaluate, resume
 from world_model import IVideoGPT
 
@@ -119,6 +120,16 @@ def test_evaluate_is_the_same_every_time(typed: Command, finished: Path) -> None
     first, second = typed(evaluate.evaluate, *words), typed(evaluate.evaluate, *words)
     assert first == second
     assert first[0] == 0
+
+
+def test_evaluate_needs_the_weights_alone(typed: Command, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rest, generators above all, fits only the device that the run was trained on."""
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("the training state was loaded")
+
+    monkeypatch.setattr(DrQv2, "load_state", refuse)
+    assert typed(evaluate.evaluate, "task=toy/reach", "device=cpu", f"run_root={finished.parents[3]}")[0] == 0
 
 
 @pytest.mark.parametrize("main", [evaluate.evaluate, resume.main])

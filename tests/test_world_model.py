@@ -60,14 +60,17 @@ def uncached_dream(model, context, actions):
             tokens = torch.cat([tokens, logits.argmax(-1, keepdim=True) + layout.first_dynamics_id], dim=1)
         hidden = model.transformer(model.embed(tokens, actions[:, : t + 1]))
         rewards.append(symexp(model.reward_linear(hidden[:, -1])[:, 0]))
-        frames.append(model.tokenizer.detokenize(tokens)[:, -1].clamp(0, 1))
+        context_ids, dynamics_ids = layout.split(tokens)
+        _, memory = model.tokenizer.decode_context(model.tokenizer.quantize.embedding(context_ids))
+        codes = model.tokenizer.dynamics_quantize.embedding(dynamics_ids)
+        frames.append(model.tokenizer.decode_future(codes, memory, context[:, -1])[:, -1].clamp(0, 1))
     return torch.stack(frames, 1), torch.stack(rewards, 1), layout.split(tokens)[1] + layout.first_dynamics_id
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("context_length", [1, 2])
-def test_cached_dreams_equal_uncached_ones(context_length):
-    model = make_model(context_length=context_length)
+@pytest.mark.parametrize(("context_length", "residual"), [(1, False), (2, False), (2, True)])
+def test_cached_dreams_equal_uncached_ones(context_length, residual):
+    model = make_model(context_length=context_length, residual=residual)
     clips = make_clips(batch=3, frames=6)
     context, actions = clips.frames[:, :context_length], clips.actions[:, :4]
     dream = model.imagine(context, actions, horizon=4, temperature=0)
@@ -180,9 +183,7 @@ def test_updates_move_what_is_due_and_nothing_else():
 
 
 def test_learner_continues_bit_for_bit(tmp_path):
-    config = dataclasses.replace(
-        LEARNER, revive_codes_every=2, revive_codes_until=100, motion_weight=2.0, quantize_after=1, decay_updates=3
-    )
+    config = dataclasses.replace(LEARNER, revive_codes_until=100, motion_weight=2.0, quantize_after=1, decay_updates=3)
     straight, broken = (WorldModelLearner(make_model(), config, seed=0) for _ in range(2))
     torch.manual_seed(1)
     for i in range(4):
@@ -209,7 +210,7 @@ def test_tokenizer_learns_to_reconstruct():
         0, (2, 6)
     )
     torch.manual_seed(0)
-    config = dataclasses.replace(LEARNER, tokenizer_lr=3e-3, revive_codes_every=10, revive_codes_until=100)
+    config = dataclasses.replace(LEARNER, tokenizer_lr=3e-3, revive_codes_until=100)
     learner = WorldModelLearner(IVideoGPT(TOKENIZER, TRANSFORMER, action_dim=3), config, seed=0)
     losses = [learner.update(frames=smooth) for _ in range(40)]
     assert losses[-1]["tokenizer_pixel"] < 0.6 * losses[0]["tokenizer_pixel"]

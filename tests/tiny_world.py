@@ -49,7 +49,6 @@ LEARNER = LearnerConfig(
     sampled_future_frames=2,
     freeze_codebooks=False,
     quantize_after=0,
-    revive_codes_every=0,
     revive_codes_until=0,
     mse_weight=0.0,
     motion_weight=0.0,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 class Dream(NamedTuple):
     frames: Tensor  # float (B, H, 3, height, width) in [0, 1]
-    actions: Tensor | None  # float (B, H, A); None from an action-free model without a policy
+    actions: Tensor  # float (B, H, A)
     rewards: Tensor | None  # float (B, H), environment units; None without a reward head
     tokens: Tensor  # int64 (B, H, n), ids of the whole vocabulary
 
@@ -33,7 +33,9 @@ def sample(logits: Tensor, temperature: float, top_k: int, generator: torch.Gene
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
     top, ids = logits.float().topk(min(top_k, logits.shape[-1]), dim=-1)
-    drawn = torch.multinomial((top / temperature).softmax(-1), 1, generator=generator)
+    # The largest of p / exponential noise is a draw from p; torch.multinomial would wait for the device at every token.
+    chances = (top / temperature).softmax(-1)
+    drawn = (chances / torch.empty_like(chances).exponential_(generator=generator)).argmax(-1, keepdim=True)
     return ids.gather(-1, drawn)
 
 
@@ -106,7 +108,7 @@ def _rollout(
         for i in range(layout.dynamics_tokens):
             if i:
                 hidden = transformer.step(unread, cache)
-            drawn.append(sample(F.linear(hidden[:, -1], head.to(hidden.dtype)), temperature, top_k, generator))
+            drawn.append(sample(F.linear(hidden[:, -1], head), temperature, top_k, generator))
             unread = transformer.embedding(drawn[-1] + first)
         ids = torch.cat(drawn, dim=1)  # (B, n)
         tokens.append(ids + first)

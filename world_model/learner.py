@@ -20,6 +20,8 @@ from world_model.metrics import moved
 from world_model.model import IVideoGPT
 from world_model.perceptual import LPIPS
 
+WINDOW = 20  # tokenizer updates over which the use of codes is watched
+
 
 class Clips(NamedTuple):
     """A batch of real clips; how actions and rewards line up with frames is drawn in `agents/api.py`."""
@@ -45,12 +47,15 @@ class LearnerConfig:
     sampled_future_frames: int  # F, future frames of a clip that the tokenizer reconstructs in one update
     freeze_codebooks: bool  # as officially when starting from pre-trained weights
     quantize_after: int  # tokenizer updates as a plain autoencoder before codes are used; 0 as officially
-    revive_codes_every: int  # tokenizer updates between restarts of unused codes; 0 never, as officially
-    revive_codes_until: int  # tokenizer updates after which codes stay where they are
+    revive_codes_until: int  # updates after that during which unused codes are restarted; 0 never, as officially
     mse_weight: float  # of squared error beside L1 in the reconstruction loss; 0 as officially
     motion_weight: float  # of the same error averaged over the pixels that move alone; 0 as officially
     perceptual_weights: str  # folder with LPIPS-VGG weights, or "none"
     precision: str  # "auto" (bf16 where the device computes in it), "fp32" or "bf16"
+
+    def __post_init__(self) -> None:
+        if self.freeze_codebooks and (self.quantize_after or self.revive_codes_until):
+            raise ValueError("freeze_codebooks=true goes with quantize_after=0 and revive_codes_until=0")
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
@@ -79,9 +84,15 @@ class WorldModelLearner:
         self.perceptual = None
         if config.perceptual_weights != "none":
             self.perceptual = LPIPS.from_folder(config.perceptual_weights).to(model.device)
-        tokenizer = [
-            p for name, p in model.tokenizer.named_parameters() if not (config.freeze_codebooks and "quantize" in name)
-        ]
+        codebooks = {name: getattr(model.tokenizer, name) for name in ("quantize", "dynamics_quantize")}
+        self.used = {
+            name: torch.zeros(codebook.embedding.num_embeddings, dtype=torch.bool, device=model.device)
+            for name, codebook in codebooks.items()
+        }
+        if config.freeze_codebooks:
+            for codebook in codebooks.values():
+                codebook.requires_grad_(False)
+        tokenizer = [p for p in model.tokenizer.parameters() if p.requires_grad]
         transformer = [p for name, p in model.named_parameters() if not name.startswith("tokenizer.")]
         self.parameters = {"tokenizer": tokenizer, "transformer": transformer}
         self.optimizers = {
@@ -96,10 +107,6 @@ class WorldModelLearner:
             for name, parameters in self.parameters.items()
         }
         self.updates = {"tokenizer": 0, "transformer": 0}
-        self.usage = {
-            name: torch.zeros(getattr(model.tokenizer, name).embedding.num_embeddings, device=model.device)
-            for name in ("quantize", "dynamics_quantize")
-        }
         self.generator = torch.Generator(model.device).manual_seed(seed)
         model.eval()  # dropout is switched on inside an update and nowhere else
 
@@ -161,10 +168,24 @@ class WorldModelLearner:
         difference = output.float() - target
         return difference.abs() + self.config.mse_weight * difference.square()
 
+    def _choose(self, future: int, device: torch.device) -> Tensor:
+        """Which of the future frames to reconstruct: uniformly from a clip; from a longer span half of them near.
+
+        Far frames differ much from the context, which teaches what the robot looks like anywhere; near ones are what
+        dreams are made of.
+        """
+        count, clip = self.config.sampled_future_frames, self.config.segment_length - self.model.layout.context_length
+
+        def draw(among: int, count: int) -> Tensor:
+            return torch.randperm(among, generator=self.generator, device=device)[:count]
+
+        if future <= clip:
+            return draw(future, count)
+        return torch.cat([draw(clip, count - count // 2), draw(future, count // 2)])
+
     def _update_tokenizer(self, frames: Tensor) -> dict[str, Tensor]:
         config, context_length = self.config, self.model.layout.context_length
-        future = frames.shape[1] - context_length
-        chosen = torch.randperm(future, generator=self.generator, device=frames.device)[: config.sampled_future_frames]
+        chosen = self._choose(frames.shape[1] - context_length, frames.device)
         context, target = frames[:, :context_length], frames[:, context_length + chosen]  # (B, K, ...), (B, F, ...)
         with self.autocast():
             quantized = self.updates["tokenizer"] >= config.quantize_after
@@ -191,20 +212,20 @@ class WorldModelLearner:
         return metrics
 
     def _watch_codes(self, name: str, ids: Tensor, latents: Tensor) -> Tensor:
-        """Count which codes are used, restart the dead ones when due; returns the share in use since then."""
-        config, usage = self.config, self.usage[name]
-        done = self.updates["tokenizer"] - config.quantize_after
-        if done < 0:
-            return usage.new_zeros(())
-        usage.scatter_add_(0, ids.flatten(), torch.ones_like(ids.flatten(), dtype=usage.dtype))
-        used = (usage > 0).float().mean()
-        every = config.revive_codes_every
-        # The first time every code is restarted: it spreads a random codebook over what the encoder gives.
-        if every and done <= config.revive_codes_until and done % every == 0:
-            dead = usage == 0 if done else torch.ones_like(usage, dtype=torch.bool)
-            getattr(self.model.tokenizer, name).revive(dead, latents, self.generator)
-            usage.zero_()
-        return used
+        """Note which codes are used and restart the dead ones when due; the share in use in the running window."""
+        config, used = self.config, self.used[name]
+        done = self.updates["tokenizer"] - config.quantize_after  # updates since codes are used
+        if done <= 0:
+            return ids.new_zeros((), dtype=torch.float32)
+        used[ids.flatten()] = True
+        share = used.float().mean()
+        if done == 1 or done % WINDOW == 0:
+            if done <= config.revive_codes_until:
+                # At the first update every code is restarted: it spreads a random codebook over what the encoder gives.
+                dead = ~used if done > 1 else torch.ones_like(used)
+                getattr(self.model.tokenizer, name).revive(dead, latents, self.generator)
+            used.zero_()
+        return share
 
     def _update_transformer(self, clips: Clips) -> dict[str, Tensor]:
         with self.autocast():
@@ -223,7 +244,7 @@ class WorldModelLearner:
         return {
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "updates": dict(self.updates),
-            "usage": dict(self.usage),
+            "used": dict(self.used),
             "generator": self.generator.get_state(),
         }
 
@@ -231,5 +252,5 @@ class WorldModelLearner:
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
         self.updates = dict(state["updates"])
-        self.usage = {name: usage.to(self.model.device) for name, usage in state["usage"].items()}
+        self.used = {name: used.to(self.model.device) for name, used in state["used"].items()}
         self.generator.set_state(state["generator"].cpu())

@@ -44,7 +44,7 @@ def psnr(predicted: Tensor, true: Tensor) -> Tensor:
 
 def correlation(a: Tensor, b: Tensor) -> float:
     """Pearson's, over all elements; nan where one of them is constant."""
-    a, b = a.flatten().double(), b.flatten().double()
+    a, b = a.flatten().cpu().double(), b.flatten().cpu().double()  # not every device has float64
     a, b = a - a.mean(), b - b.mean()
     return float((a * b).sum() / (a.norm() * b.norm())) if a.norm() * b.norm() > 0 else float("nan")
 

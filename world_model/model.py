@@ -34,7 +34,7 @@ def symexp(x: Tensor) -> Tensor:
 
 
 class Prediction(NamedTuple):
-    loss: Tensor | None  # (), ce_loss + reward_loss, each where it is known
+    loss: Tensor  # (), ce_loss and, where rewards are known, reward_loss
     ce_loss: Tensor  # (), over dynamics tokens and the slots between them
     reward_loss: Tensor | None  # (), squared error in symlog space; None without rewards
     reward_pred: Tensor | None  # (B, T-K), symlog space; [:, i] belongs to rewards[:, K-1+i]
@@ -168,5 +168,5 @@ class IVideoGPT(nn.Module):
         return model
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write a checkpoint in the official layout, which the official code can load."""
+        """Write a checkpoint in the official layout; see `world_model.weights.save`."""
         weights.save(self, folder)

@@ -38,6 +38,13 @@ class TokenizerConfig:
     cross_attention_dropout: float
     residual: bool  # ours: the future branch sees and gives changes against the last context frame, not whole pictures
 
+    def __post_init__(self) -> None:
+        halvings = len(self.block_out_channels) - 1
+        if self.resolution % 2**halvings:
+            raise ValueError(f"resolution={self.resolution} cannot be halved {halvings} times")
+        if any(width % 4 for width in self.block_out_channels):
+            raise ValueError(f"block_out_channels={list(self.block_out_channels)} must be multiples of 4, for 4 heads")
+
     @property
     def context_resolution(self) -> int:
         """Side of the latent map of a context frame."""
@@ -104,9 +111,8 @@ class CompressiveTokenizer(nn.Module):
         self.cond_decoder = ConditionalDecoder(
             latent, config.in_channels, **plain, resolution=config.context_resolution, **conditional
         )
-        if config.residual:  # at the start every future frame is a copy of the last context frame
-            for parameter in self.cond_decoder.conv_out.parameters():
-                nn.init.zeros_(parameter)
+        if config.residual:  # at the start every future frame is nearly a copy of the last context frame
+            nn.init.normal_(self.cond_decoder.conv_out.weight, std=0.01)  # not zero: that starves the encoder for long
 
     # -- the four halves ---------------------------------------------------------------------------------------------
 
@@ -181,7 +187,11 @@ class CompressiveTokenizer(nn.Module):
         return tokens, self.layout.labels(tokens)
 
     def detokenize(self, tokens: Tensor) -> Tensor:
-        """Tokens int64 (B, L) -> frames float (B, T, 3, H, W), not clamped."""
+        """Tokens int64 (B, L) -> frames float (B, T, 3, H, W), not clamped.
+
+        All there is here are tokens, so a `residual` model adds changes to the decoded context frame; a dream, which
+        knows the real one, adds them to that.
+        """
         context_ids, dynamics_ids = self.layout.split(tokens)
         context, memory = self.decode_context(self.quantize.embedding(context_ids))
         if not dynamics_ids.shape[1]:

@@ -87,7 +87,8 @@ class Attention(nn.Module):
             mask = None
             if length > 1:
                 mask = torch.ones(length, k.shape[2], dtype=torch.bool, device=x.device).tril(k.shape[2] - length)
-            h = F.scaled_dot_product_attention(q.to(k.dtype), k, v, attn_mask=mask)
+            with torch.autocast(x.device.type, enabled=False):  # it would cast the whole cache at every token
+                h = F.scaled_dot_product_attention(q.to(k.dtype), k, v, attn_mask=mask)
         return self.out(h.transpose(1, 2).flatten(2))
 
 

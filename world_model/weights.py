@@ -188,7 +188,10 @@ def _to_official(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def save(model: IVideoGPT, folder: str | Path) -> None:
-    """Write `model` to `folder` in the official layout. Not atomic: `mbrl.checkpoints` renames whole folders."""
+    """Write `model` to `folder` in the official layout. Not atomic.
+
+    The official code loads it; a `residual` tokenizer (ours) it would decode wrongly, without the frame to add to.
+    """
     folder = Path(folder)
     for name in ("tokenizer", "transformer"):
         (folder / name).mkdir(parents=True, exist_ok=True)
