@@ -30,6 +30,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from mbrl.episodes import sync_folder
 from mbrl.settings import UserError
 
 KEEP = 2
@@ -74,11 +75,11 @@ def save(folder: Path, frame: int, parts: Mapping[str, Any]) -> Checkpoint:
         temporary.mkdir()
         manifest = {name: _write(temporary / name, content) for name, content in parts.items()}
         _write(temporary / MANIFEST, manifest)
-        _sync_folder(temporary)
+        sync_folder(temporary)
         if final.exists():  # the same frame again: a damaged one, or one without the final evaluation
             os.rename(final, folder / f"{REPLACED}{frame:09d}")
         os.rename(temporary, final)
-        _sync_folder(folder)
+        sync_folder(folder)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         _restore(folder)
@@ -220,12 +221,3 @@ def _sweep(folder: Path) -> None:
     """Remove what a killed or failed save left behind."""
     for path in folder.glob(f"{TEMPORARY}*"):
         shutil.rmtree(path)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make new names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

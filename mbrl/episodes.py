@@ -59,7 +59,7 @@ class EpisodeStore:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.rename(path)
-            _sync_folder(self.folder)
+            sync_folder(self.folder)
         except OSError as error:
             temporary.unlink(missing_ok=True)
             raise EpisodeStoreError(
@@ -80,7 +80,7 @@ class EpisodeStore:
         for index in self.indices():
             if index >= count:
                 self.path(index).unlink()
-        _sync_folder(self.folder)
+        sync_folder(self.folder)
 
 
 def _read(path: Path) -> Episode:
@@ -97,7 +97,8 @@ def _read(path: Path) -> Episode:
     return episode
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make new names in a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -194,7 +194,7 @@ def test_a_full_disk(typed: Command, finished: Path, stopped: tuple[Path, list[s
 
     with pytest.MonkeyPatch.context() as patch:
         if where == "checkpoint":
-            patch.setattr(checkpoints_module, "_sync_folder", full)
+            patch.setattr(checkpoints_module, "sync_folder", full)
         elif where == "world_model":
             patch.setattr(IVideoGPT, "save_pretrained", full)
         else:

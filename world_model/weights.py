@@ -100,7 +100,8 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
 def _config(cls: type[Config], raw: dict[str, Any], defaults: dict[str, Any]) -> Config:
     values: dict[str, Any] = {field.name: raw.get(field.name, defaults[field.name]) for field in fields(cls)}
-    return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return cls(**arguments)
 
 
 def read_configs(folder: str | Path, context_length: int | None = None) -> tuple[TokenizerConfig, TransformerConfig]:
