@@ -117,8 +117,8 @@ class WorldModelLearner:
         terms = ["L1"]
         terms += [f"{config.mse_weight:g} MSE"] if config.mse_weight else []
         terms += [f"{config.motion_weight:g} of it on pixels that move"] if config.motion_weight else []
-        terms += ["LPIPS"] if self.perceptual is not None else ["no LPIPS (perceptual_weights=none)"]
-        return " + ".join(terms[:-1]) + (" + LPIPS" if self.perceptual is not None else f", {terms[-1]}")
+        terms += ["LPIPS"] if self.perceptual is not None else []
+        return " + ".join(terms) + ("" if self.perceptual is not None else ", no LPIPS (perceptual_weights=none)")
 
     def autocast(self) -> AbstractContextManager:
         """The precision of everything the world model computes, dreams included."""
