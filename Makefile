@@ -19,6 +19,8 @@ help:
 	@echo "make train     train an agent; the same command again continues a run that was cut off"
 	@echo "make resume    continue the run of TASK, AGENT and SEED with the config that it was started with"
 	@echo "make eval      evaluate the newest checkpoint of the run of TASK, AGENT and SEED"
+	@echo "make data      record video with actions and rewards to pre-train on    (keys: configs/data.yaml)"
+	@echo "make pretrain  pre-train a world model on it                            (keys: configs/pretrain.yaml)"
 	@echo "make doctor    show versions, device, renderer speed, and which optional weights were found"
 	@echo "make test      run the tests            (ARGS=\"tests/test_envs.py -k toy\" for some of them)"
 	@echo "make lint      check style and types"
@@ -35,7 +37,7 @@ help:
 	@echo "                     install page lists them); without it the build that pip finds by default."
 	@echo "                     Another build later: remove $(VENV) first."
 
-.PHONY: train resume eval doctor
+.PHONY: train resume eval data pretrain doctor
 train: setup
 	$(PY) -m mbrl.train $(RUN) $(if $(PRESET),'preset=$(PRESET)') $(ARGS)
 
@@ -44,6 +46,12 @@ resume: setup
 
 eval: setup
 	$(PY) -m mbrl.evaluate $(RUN) $(ARGS)
+
+data: setup
+	$(PY) -m mbrl.data $(if $(SOURCE),'source=$(SOURCE)') $(ARGS)
+
+pretrain: setup
+	$(PY) -m mbrl.pretrain $(if $(DATA),'data=$(DATA)') $(if $(STAGE),'stage=$(STAGE)') $(ARGS)
 
 doctor: setup
 	$(PY) -m mbrl.doctor $(ARGS)

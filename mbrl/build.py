@@ -1,5 +1,6 @@
 """From settings to objects: the environment, the agent and the world model of a run."""
 
+import dataclasses
 import importlib.util
 import sys
 from pathlib import Path
@@ -12,8 +13,9 @@ from agents import Agent, DrQv2, Uniform
 from mbrl.run import stream_seed
 from mbrl.settings import Settings, UserError
 from world_model import IVideoGPT, WeightsError
-from world_model.learner import WorldModelLearner
+from world_model.learner import LearnerConfig, WorldModelLearner
 
+ROOT = Path(__file__).resolve().parent.parent
 PAPER_WITHOUT_WEIGHTS = (
     "warning: preset=paper fine-tunes for a thousand updates what the paper had pre-trained for a million; without "
     "world_model.pretrained=<folder> it begins with random weights and will dream badly for long (see the README)"
@@ -50,10 +52,15 @@ def make_agent(settings: Settings, env: envs.PixelEnv, device: torch.device) -> 
     raise UserError(f"agent={settings.agent} has a file in configs/agents but no line in mbrl/build.py")
 
 
+def local_weights(name: str) -> Path | None:
+    """The folder of this name: where the user stands, or else at the project's root, where the shipped weights lie."""
+    return next((folder for folder in (Path(name), ROOT / name) if folder.is_dir()), None)
+
+
 def find_pretrained(name: str) -> Path:
     """The folder that `world_model.pretrained=<name>` means: a folder, or a hub name where huggingface_hub is there."""
-    if Path(name).is_dir():
-        return Path(name)
+    if folder := local_weights(name):
+        return folder
     if name.count("/") == 1 and not name.startswith((".", "/")) and importlib.util.find_spec("huggingface_hub"):
         from huggingface_hub import snapshot_download
 
@@ -84,25 +91,32 @@ def check_world(settings: Settings) -> None:
             raise UserError(f"world_model.learner.{name}={length} must be more than {context}")
 
 
+def beyond_the_start(learner: LearnerConfig) -> LearnerConfig:
+    """The keys of a learner whose model does not start at random: its codes are in use, and none of them is dead."""
+    return dataclasses.replace(learner, quantize_after=0, revive_codes_until=0)
+
+
 def make_world(settings: Settings, action_dim: int, device: torch.device) -> WorldModelLearner:
     """Build the world model with its learner on `device`."""
     check_world(settings)
-    world = settings.world_model
+    world, learner = settings.world_model, settings.world_model.learner
     try:
         if world.pretrained == "none":
             if settings.preset == "paper":
                 print(PAPER_WITHOUT_WEIGHTS, file=sys.stderr)
             model = IVideoGPT(world.tokenizer, world.transformer, action_dim)
         else:
+            learner = beyond_the_start(learner)
             model = IVideoGPT.from_pretrained(
                 find_pretrained(world.pretrained),
                 action_dim,
                 world.tokenizer.context_length,
                 attention_dropout=world.transformer.attention_dropout,
+                new_actions=True,
             )
             if (resolution := model.tokenizer.config.resolution) != settings.image_size:
                 raise UserError(f"{world.pretrained} is for {resolution} pixels; image_size={settings.image_size}")
-        return WorldModelLearner(model.to(device), world.learner, stream_seed(settings.seed, "world_model"))
+        return WorldModelLearner(model.to(device), learner, stream_seed(settings.seed, "world_model"))
     except (WeightsError, UserError):
         raise
     except ValueError as error:  # sizes that do not go together

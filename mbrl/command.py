@@ -12,6 +12,7 @@ from mbrl.replay import ReplayError
 from mbrl.run import RunFinished
 from mbrl.settings import UserError
 from world_model import WeightsError
+from world_model.data import DataError
 
 # Errors that a user can put right; each says what is wrong and what to do in one line.
 USER_ERRORS = (
@@ -19,6 +20,7 @@ USER_ERRORS = (
     EpisodeStoreError,
     ReplayError,
     WeightsError,
+    DataError,
     agents.InvalidConfig,
     agents.StateMismatch,
     envs.ExpertFailed,

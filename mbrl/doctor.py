@@ -14,6 +14,7 @@ import torch
 
 import envs
 from envs.rendering import choose_backend
+from mbrl.build import local_weights
 from mbrl.command import command
 from mbrl.run import provenance
 from mbrl.settings import Settings, load, pick_device
@@ -94,13 +95,14 @@ def _weight_lines(settings: Settings) -> list[str]:
     )
     lines = []
     for name, key, value, files in wanted:
-        missing = [file for file in files if not (Path(value) / file).exists()]
+        folder = local_weights(value) or Path(value)
+        missing = [file for file in files if not (folder / file).exists()]
         if value == "none":
             lines.append(f"{name}: not asked for; {key}=<folder> names one with {' and '.join(files)}")
         elif missing:
-            lines.append(f"{name}: {' and '.join(missing)} not found in {Path(value).resolve()} ({key})")
+            lines.append(f"{name}: {' and '.join(missing)} not found in {folder.resolve()} ({key})")
         else:
-            lines.append(f"{name}: found in {Path(value).resolve()} ({key})")
+            lines.append(f"{name}: found in {folder.resolve()} ({key})")
     return lines
 
 

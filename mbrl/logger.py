@@ -35,16 +35,20 @@ class NonFinite(UserError):
 
 
 class Logger:
-    """Writes into an existing run folder. `frame` is where logging starts (None: at the very beginning)."""
+    """Writes into an existing run folder. `frame` is where logging starts (None: at the very beginning).
 
-    def __init__(self, folder: Path, frame: int | None = None, wall_time_s: float = 0.0) -> None:
+    Without `tables` there are no episodes to log, and so no CSV files.
+    """
+
+    def __init__(self, folder: Path, frame: int | None = None, wall_time_s: float = 0.0, tables: bool = True) -> None:
         self.folder = folder
         self._started = time.monotonic() - wall_time_s
         self._sums: dict[str, Tensor | float] = {}
         self._counts: dict[str, int] = {}
         self._seconds: dict[str, float] = {}
         self._files: dict[str, io.TextIOWrapper] = {}
-        for name, columns in ((METRICS, None), (TRAIN, TRAIN_COLUMNS), (EVAL, EVAL_COLUMNS)):
+        csvs = ((TRAIN, TRAIN_COLUMNS), (EVAL, EVAL_COLUMNS)) if tables else ()
+        for name, columns in ((METRICS, None), *csvs):
             cut(folder / name, frame)
             self._files[name] = open(folder / name, "a", newline="")  # noqa: SIM115, closed by close()
             if columns and self._files[name].tell() == 0:

@@ -90,11 +90,11 @@ class Run:
         """
         folder = run_folder(settings)
         folder.mkdir(parents=True, exist_ok=True)
-        lock = _lock(folder)
+        lock = lock_folder(folder)
         try:
             begun = _has_begun(folder)
             if begun:
-                _check_same_config(folder, settings)
+                check_same_config(folder, settings)
             checkpoint = checkpoints.latest(folder / CHECKPOINTS)
             if checkpoint and checkpoint.load(STATE)["finished"]:
                 raise RunFinished(_finished_line(folder, checkpoint))
@@ -192,7 +192,7 @@ def stored_settings(asked: Settings, typed: Collection[str] = FREE_KEYS, free: f
     folder = run_folder(asked)
     if not (folder / CONFIG).exists():
         raise UserError(f"there is no run in {folder}; start one with make train")
-    _check_same_config(folder, asked, set(typed) - free)
+    check_same_config(folder, asked, set(typed) - free)
     changed = {key: getattr(asked, key) for key in free & {*typed, "run_root"}}
     return build(Settings, _read_config(folder / CONFIG) | changed)
 
@@ -206,7 +206,7 @@ def stream_seed(seed: int, *names: str | int) -> int:
     return int(np.random.SeedSequence([seed, *words]).generate_state(1)[0])
 
 
-def _lock(folder: Path) -> TextIO:
+def lock_folder(folder: Path) -> TextIO:
     """The folder's lock, held until the file is closed; the system frees it when the process dies."""
     file = open(folder / ".lock", "w")  # noqa: SIM115, the lock lives as long as the run
     try:
@@ -231,7 +231,7 @@ def _has_begun(folder: Path) -> bool:
     return (folder / CONFIG).exists() and (rows > 0 or any((folder / CHECKPOINTS).glob("*")))
 
 
-def _check_same_config(folder: Path, settings: Settings, among: Collection[str] | None = None) -> None:
+def check_same_config(folder: Path, settings: Any, among: Collection[str] | None = None) -> None:
     """Raises UserError if a key (of `among`, if given) has another value than in the run of this folder."""
     before, now = flatten(_read_config(folder / CONFIG)), flatten(to_dict(settings))
     compared = set(now | before) - FREE_KEYS if among is None else among

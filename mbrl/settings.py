@@ -150,17 +150,28 @@ def load(overrides: Sequence[str] = ()) -> Settings:
         "presets": _file("preset", "presets", preset),
         "agents": _file("agent", "agents", str(chosen["agent"])),
     }
+    values = _compose("config", [f"{group}={name}" for group, name in files.items()], words)
+    settings = build(Settings, values | {"task": task, "preset": preset, "device": device})
+    _check_sizes(settings.world_model.pretrained, words)
+    return settings
+
+
+def load_plain(cls: type[T], config: str, overrides: Sequence[str] = ()) -> T:
+    """As `load`, for a command whose keys all stand in one file, `configs/<config>.yaml`."""
+    words = _parse(overrides)
+    known = list(flatten(_container(OmegaConf.load(CONFIG_DIR / f"{config}.yaml"))))
+    for word in words:
+        _check_key(word.key_or_group, known, f"configs/{config}.yaml")
+    return build(cls, _compose(config, [], words))
+
+
+def _compose(config: str, groups: Sequence[str], words: Sequence[Override]) -> dict[str, Any]:
+    """Hydra's composition of `configs/<config>.yaml`, chosen group files and the user's words."""
     try:
         with initialize_config_dir(config_dir=str(CONFIG_DIR), version_base="1.3"):
-            config = compose(
-                "config",
-                overrides=[f"{group}={name}" for group, name in files.items()]
-                + [word.input_line or "" for word in words],
-            )
-        values = _container(config)
+            return _container(compose(config, overrides=[*groups, *(word.input_line or "" for word in words)]))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(f"the settings do not compose: {_first_line(error)}") from error
-    return build(Settings, values | {"task": task, "preset": preset, "device": device})
 
 
 def typed_keys(overrides: Sequence[str]) -> set[str]:
@@ -179,7 +190,7 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
+def nearest(name: str, names: Iterable[str], file: str = "configs/config.yaml") -> str:
     """`; did you mean 'x'?` for the closest of `names`, or the whole list when none is close."""
     names = list(names)
     # A bare `lr` should find `drqv2.lr`, which edit distance alone puts far away.
@@ -187,7 +198,7 @@ def nearest(name: str, names: Iterable[str]) -> str:
     close = tails or difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     if close:
         return f"; did you mean {close[0]!r}?"
-    return f"; known: {', '.join(names)}" if len(names) <= 20 else "; see configs/config.yaml for all keys"
+    return f"; known: {', '.join(names)}" if len(names) <= 20 else f"; see {file} for all keys"
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -201,8 +212,8 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def to_dict(settings: Settings) -> dict[str, Any]:
-    """Nested plain values (tuples as lists), as they stand in a run's config.yaml."""
+def to_dict(settings: Any) -> dict[str, Any]:
+    """A settings dataclass as nested plain values (tuples as lists), as they stand in a run's config.yaml."""
     return _container(OmegaConf.create(dataclasses.asdict(settings)))
 
 
@@ -280,13 +291,25 @@ def _file(key: str, group: str, name: str) -> str:
     return name
 
 
-def _check_key(key: str, known: Sequence[str]) -> None:
+def _check_key(key: str, known: Sequence[str], file: str = "configs/config.yaml") -> None:
     if key in known:
         return
     inside = [other for other in known if other.startswith(f"{key}.")]
     if inside:
         raise UserError(f"{key} is a section; set one of its keys, such as {inside[0]}")
-    raise UserError(f"unknown key {key}{nearest(key, known)}")
+    raise UserError(f"unknown key {key}{nearest(key, known, file)}")
+
+
+def _check_sizes(pretrained: str, words: Sequence[Override]) -> None:
+    """A size typed beside weights that have their own would be ignored: refuse it."""
+    sized = ("world_model.tokenizer.", "world_model.transformer.")
+    used = ("world_model.tokenizer.context_length", "world_model.transformer.attention_dropout")
+    for word in words:
+        if pretrained != "none" and word.key_or_group.startswith(sized) and word.key_or_group not in used:
+            raise UserError(
+                f"{word.key_or_group} comes from the weights in world_model.pretrained={pretrained}; "
+                "add world_model.pretrained=none to choose it and begin with random weights"
+            )
 
 
 def _parse(overrides: Sequence[str]) -> list[Override]:

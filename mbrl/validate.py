@@ -73,6 +73,7 @@ def validate(
     with world.autocast():
         dream, shuffled = dream_under(actions), dream_under(actions.roll(1, 0))
         tokens, labels = model.tokenizer.tokenize(clips)
+        seen = model.tokenizer(clips).future  # what the tokenizer alone can show of what really happened
         told = model.predict(tokens, labels, torch.nn.functional.pad(actions, (0, 0, known - 1, 1)))
     assert dream.rewards is not None
     targets = tokens[:, layout.prefix + 1 :]
@@ -85,6 +86,7 @@ def validate(
         "copy_psnr": float(psnr(last[:, None].expand_as(true), true).mean()),
         "moving_error_ratio": errors.ratio,
         "moving_error_ratio_shuffled": moving_errors(shuffled.frames.float(), true, last).ratio,
+        "reconstruction_error_ratio": moving_errors(seen.float(), true, last).ratio,
         "reward_mae": float((dream.rewards - rewards).abs().mean()),
         "reward_correlation": correlation(dream.rewards, rewards),
         "token_accuracy": float((likeliest == targets).float().mean()),

@@ -19,7 +19,8 @@ def test_report_on_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
     assert "metaworld 3.1.1" in output
     assert "picture of button-press-topdown-wall, fast" in output
     assert "picture of button-press-topdown-wall, paper" in output
-    assert "world model: not asked for" in output
+    assert "small (world_model.pretrained)" in output  # the shipped weights are there
+    assert "LPIPS-VGG: not asked for" in output
 
 
 def test_missing_gl_is_a_line_of_the_report(

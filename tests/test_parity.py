@@ -128,6 +128,23 @@ def test_action_free_checkpoint_starts_actions_at_zero(tmp_path, expected):
     assert torch.equal(a.logits, b.logits)
 
 
+def test_another_robots_actions_start_at_zero_when_asked_for(expected):
+    model = IVideoGPT.from_pretrained(TINY, action_dim=7, new_actions=True).eval()
+    as_it_was = IVideoGPT.from_pretrained(TINY, action_dim=4).eval()
+    assert not model.action_linear.weight.any()
+    kept = {name: value for name, value in as_it_was.state_dict().items() if not name.startswith("action_linear")}
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in kept.items())
+
+
+def test_weights_can_be_saved_in_half_the_size(model, tmp_path):
+    model.save_pretrained(tmp_path, torch.bfloat16)
+    assert {value.dtype for value in load_file(tmp_path / TRANSFORMER_FILE).values()} == {torch.bfloat16}
+    again = IVideoGPT.from_pretrained(tmp_path, action_dim=4, context_length=2)
+    for key, value in model.state_dict().items():
+        assert again.state_dict()[key].dtype == torch.float32
+        assert torch.equal(again.state_dict()[key], value.bfloat16().float()), key
+
+
 @pytest.mark.parametrize("file", ["tokenizer/diffusion_pytorch_model.safetensors", "transformer/model.safetensors"])
 def test_damaged_checkpoints_are_named(file, tmp_path):
     shutil.copytree(TINY, tmp_path, dirs_exist_ok=True)

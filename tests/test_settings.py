@@ -129,6 +129,10 @@ def test_schedules_need_no_quotes_for_hydra() -> None:
             ["world_model.tokenizer.block_out_channels=[32,x]"],
             r"block_out_channels\[1\]=x has the wrong type",
         ),
+        (
+            ["preset=small", "world_model.transformer.hidden_size=64", "world_model.pretrained=some/folder"],
+            "hidden_size comes from the weights in world_model.pretrained=some/folder; add world_model.pretrained=none",
+        ),
         (["seed=1,2"], "one value at a time"),
         (["+new=1"], "cannot be added"),
         (["~seed"], "cannot be added or removed"),

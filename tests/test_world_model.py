@@ -254,3 +254,23 @@ def test_metrics_on_hand_made_pictures():
     assert torch.isnan(torch.tensor(correlation(a, torch.ones(3))))
     tokens = torch.tensor([[[1, 2], [1, 3], [1, 3]]])
     assert copied_share(tokens).item() == pytest.approx(0.75)
+
+
+def test_token_noise_touches_dynamics_tokens_alone():
+    """Context, slots and labels stay; the share replaced is drawn for each clip, half the most on average."""
+    model = make_model()
+    layout = model.layout
+    learner = WorldModelLearner(model, dataclasses.replace(LEARNER, token_noise=0.8), seed=0)
+    frames = torch.rand(64, 6, 3, 32, 32)
+    tokens, labels = model.tokens(frames)
+    noisy = learner._noisy(tokens)
+    dynamics = (tokens >= layout.first_dynamics_id) & (tokens < layout.first_dynamics_id + layout.dynamics_codes)
+    assert torch.equal(noisy[~dynamics], tokens[~dynamics])
+    assert noisy[dynamics].min() >= layout.first_dynamics_id
+    assert noisy[dynamics].max() < layout.first_dynamics_id + layout.dynamics_codes
+    changed = ((noisy != tokens) & dynamics).sum(1) / dynamics.sum(1)
+    assert 0.3 < changed.mean() < 0.45  # a random token is the same one in 1 of 32 cases
+    assert changed.min() < 0.1
+    assert changed.max() > 0.6
+    clean = WorldModelLearner(model, LEARNER, seed=0)
+    assert clean._noisy(tokens) is tokens

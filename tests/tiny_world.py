@@ -46,6 +46,7 @@ LEARNER = LearnerConfig(
     weight_decay=0.0,
     max_grad_norm=1.0,
     reward_weight=1.0,
+    token_noise=0.0,
     sampled_future_frames=2,
     freeze_codebooks=False,
     quantize_after=0,

@@ -31,6 +31,14 @@ class Clips(NamedTuple):
     rewards: Tensor  # float (B, T), environment units; the last one is not used
 
 
+class TokenClips(NamedTuple):
+    """The same with frames already tokenized, where the tokenizer does not change."""
+
+    tokens: Tensor  # int64 (B, L)
+    actions: Tensor  # float (B, T, A)
+    rewards: Tensor  # float (B, T)
+
+
 @dataclass(frozen=True)
 class LearnerConfig:
     batch_size: int  # clips of a transformer update
@@ -44,6 +52,7 @@ class LearnerConfig:
     weight_decay: float
     max_grad_norm: float
     reward_weight: float
+    token_noise: float  # most of the dynamics tokens it reads that are replaced by random ones; 0 as officially
     sampled_future_frames: int  # F, future frames of a clip that the tokenizer reconstructs in one update
     freeze_codebooks: bool  # as officially when starting from pre-trained weights
     quantize_after: int  # tokenizer updates as a plain autoencoder before codes are used; 0 as officially
@@ -124,7 +133,7 @@ class WorldModelLearner:
         """The precision of everything the world model computes, dreams included."""
         return torch.autocast(self.model.device.type, dtype=self.dtype, enabled=self.dtype is not None)
 
-    def update(self, clips: Clips | None = None, frames: Tensor | None = None) -> dict[str, Tensor]:
+    def update(self, clips: Clips | TokenClips | None = None, frames: Tensor | None = None) -> dict[str, Tensor]:
         """One gradient step of the parts that are given something to learn from.
 
         Args:
@@ -227,9 +236,11 @@ class WorldModelLearner:
             used.zero_()
         return share
 
-    def _update_transformer(self, clips: Clips) -> dict[str, Tensor]:
+    def _update_transformer(self, clips: Clips | TokenClips) -> dict[str, Tensor]:
         with self.autocast():
-            out = self.model(clips.frames, clips.actions, clips.rewards)
+            tokens = clips.tokens if isinstance(clips, TokenClips) else self.model.tokens(clips.frames)[0]
+            labels = self.model.layout.labels(tokens)
+            out = self.model.predict(self._noisy(tokens), labels, clips.actions, clips.rewards)
             loss = out.ce_loss + self.config.reward_weight * out.reward_loss
         norm = self._step("transformer", loss)
         return {
@@ -238,6 +249,21 @@ class WorldModelLearner:
             "reward_loss": out.reward_loss.detach(),
             "transformer_grad_norm": norm,
         }
+
+    def _noisy(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, L) of which a share, drawn for each clip from 0 to `token_noise`, is random among the dynamics.
+
+        What a frame shows then follows less from the frame before and more from the context and the actions since, and
+        a dream is less led astray by its own mistakes.
+        """
+        if not self.config.token_noise:
+            return tokens
+        layout, device = self.model.layout, tokens.device
+        share = self.config.token_noise * torch.rand(len(tokens), 1, generator=self.generator, device=device)
+        hit = torch.rand(tokens.shape, generator=self.generator, device=device) < share
+        first, end = layout.first_dynamics_id, layout.first_dynamics_id + layout.dynamics_codes
+        random = torch.randint(first, end, tokens.shape, generator=self.generator, device=device)
+        return torch.where(hit & (tokens >= first) & (tokens < end), random, tokens)
 
     def state(self) -> dict[str, Any]:
         """Everything but the model's weights; loads with `weights_only=True`."""

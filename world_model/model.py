@@ -64,9 +64,12 @@ class IVideoGPT(nn.Module):
         self.action_dim = action_dim
         self.action_linear = nn.Linear(action_dim, transformer.hidden_size) if action_dim else None
         self.reward_linear = nn.Linear(transformer.hidden_size, 1) if reward_head else None
-        if self.action_linear is not None:  # at the start actions change nothing: an action-free model stays as it was
-            nn.init.zeros_(self.action_linear.weight)
-            nn.init.zeros_(self.action_linear.bias)
+        # At the start actions change nothing, so an action-free model stays as it was; and the error of rewards, large
+        # while they are unknown, does not drown what the tokens have to teach.
+        for head in (self.action_linear, self.reward_linear):
+            if head is not None:
+                nn.init.zeros_(head.weight)
+                nn.init.zeros_(head.bias)
 
     @property
     def device(self) -> torch.device:
@@ -125,11 +128,15 @@ class IVideoGPT(nn.Module):
             actions: float (B, T, A); actions[:, i] is taken at frame i and leads to frame i+1.
             rewards: float (B, T), environment units; rewards[:, i] is what actions[:, i] earned.
         """
-        with torch.no_grad():
-            training, _ = self.tokenizer.training, self.tokenizer.eval()
-            tokens, labels = self.tokenizer.tokenize(frames)
-            self.tokenizer.train(training)
-        return self.predict(tokens, labels, actions, rewards)
+        return self.predict(*self.tokens(frames), actions, rewards)
+
+    @torch.no_grad()
+    def tokens(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """As `tokenizer.tokenize`, in evaluation mode."""
+        training, _ = self.tokenizer.training, self.tokenizer.eval()
+        tokens, labels = self.tokenizer.tokenize(frames)
+        self.tokenizer.train(training)
+        return tokens, labels
 
     def imagine(
         self,
@@ -150,6 +157,7 @@ class IVideoGPT(nn.Module):
         action_dim: int = 4,
         context_length: int = 2,
         attention_dropout: float | None = None,
+        new_actions: bool = False,
     ) -> "IVideoGPT":
         """Load a checkpoint in the official layout (`tokenizer/`, `transformer/`).
 
@@ -157,6 +165,7 @@ class IVideoGPT(nn.Module):
             action_dim: A; 0 for an action-free model. A checkpoint without action weights starts them at zero.
             context_length: K, at most the checkpoint's.
             attention_dropout: of the transformer while training; None keeps the checkpoint's.
+            new_actions: start the action weights at zero where the checkpoint's are for another `action_dim`.
         Raises:
             world_model.weights.WeightsError: files are missing, damaged or of other sizes.
         """
@@ -164,9 +173,9 @@ class IVideoGPT(nn.Module):
         if attention_dropout is not None:
             transformer = replace(transformer, attention_dropout=attention_dropout)
         model = cls(tokenizer, transformer, action_dim)
-        weights.load(model, folder)
+        weights.load(model, folder, new_actions)
         return model
 
-    def save_pretrained(self, folder: str | Path) -> None:
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
         """Write a checkpoint in the official layout; see `world_model.weights.save`."""
-        weights.save(self, folder)
+        weights.save(self, folder, dtype)

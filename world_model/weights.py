@@ -139,8 +139,11 @@ def _fill(module: nn.Module, state: dict[str, Tensor], source: Path) -> None:
     module.load_state_dict(state)
 
 
-def load(model: IVideoGPT, folder: str | Path) -> None:
-    """Fill a model from a checkpoint. Action and reward heads keep their start values where the checkpoint has none."""
+def load(model: IVideoGPT, folder: str | Path, new_actions: bool = False) -> None:
+    """Fill a model from a checkpoint. Action and reward heads keep their start values where the checkpoint has none.
+
+    With `new_actions` so do action weights of another width: the checkpoint's are for another robot.
+    """
     folder = Path(folder)
     source = folder / TOKENIZER_FILE
     state = _read_tensors(source)
@@ -155,8 +158,12 @@ def load(model: IVideoGPT, folder: str | Path) -> None:
     state = {k: v for k, v in _read_tensors(source).items() if not k.endswith("rotary_emb.inv_freq")}
     for name in ("action_linear", "reward_linear"):
         head = {k.removeprefix(f"{name}."): state.pop(k) for k in list(state) if k.startswith(f"{name}.")}
-        if head and (module := getattr(model, name)) is not None:
-            _fill(module, head, source)
+        module = getattr(model, name)
+        if not head or module is None:
+            continue
+        if new_actions and name == "action_linear" and head["weight"].shape != module.weight.shape:
+            continue
+        _fill(module, head, source)
     _fill(
         model.transformer,
         _from_official({k.removeprefix("llm."): v for k, v in state.items()}, source),
@@ -188,8 +195,8 @@ def _to_official(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return official
 
 
-def save(model: IVideoGPT, folder: str | Path) -> None:
-    """Write `model` to `folder` in the official layout. Not atomic.
+def save(model: IVideoGPT, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write `model` to `folder` in the official layout, its weights as `dtype`. Not atomic.
 
     The official code loads it; a `residual` tokenizer (ours) it would decode wrongly, without the frame to add to.
     """
@@ -218,7 +225,7 @@ def save(model: IVideoGPT, folder: str | Path) -> None:
         "vocab_size": model.layout.vocabulary,
         "num_key_value_heads": transformer.num_attention_heads,
         "tie_word_embeddings": False,
-        "torch_dtype": "float32",
+        "torch_dtype": str(dtype).removeprefix("torch."),
         **asdict(transformer),
     }
     (folder / "tokenizer/config.json").write_text(json.dumps(tokenizer_json, indent=1))
@@ -232,4 +239,4 @@ def save(model: IVideoGPT, folder: str | Path) -> None:
             official |= {f"{name}.{k}": v for k, v in head.state_dict().items()}
     for file, state in ((TOKENIZER_FILE, model.tokenizer.state_dict()), (TRANSFORMER_FILE, official)):
         # Not `save_file`: a full disk is then an OSError, as from every other write.
-        (folder / file).write_bytes(to_bytes({key: value.contiguous() for key, value in state.items()}))
+        (folder / file).write_bytes(to_bytes({key: value.to(dtype).contiguous() for key, value in state.items()}))

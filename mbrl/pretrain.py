@@ -1,0 +1,235 @@
+"""Pre-train a world model on recorded video: `make pretrain`, `python -m mbrl.pretrain key=value ...`.
+
+First the tokenizer, then the transformer with its action and reward heads on the tokens of the finished tokenizer
+(iVideoGPT, section 4.1). The folder `out` holds logs and checkpoints, so the same command continues after any stop,
+and at the end the model in the official layout, for `world_model.pretrained=<out>/model`.
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import safetensors.torch
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+from tqdm import tqdm, trange
+
+from mbrl import checkpoints
+from mbrl.build import beyond_the_start, find_pretrained
+from mbrl.command import command
+from mbrl.logger import Logger
+from mbrl.replay import Episode
+from mbrl.rollout import to_float
+from mbrl.run import CONFIG, PROVENANCE, RunFinished, check_same_config, lock_folder, provenance, stream_seed
+from mbrl.settings import (
+    Count,
+    Device,
+    Positive,
+    Settings,
+    UserError,
+    flatten,
+    load,
+    load_plain,
+    pick_device,
+    to_dict,
+)
+from mbrl.validate import validate
+from mbrl.video import encode_gif
+from world_model import IVideoGPT
+from world_model.data import ClipDataset
+from world_model.learner import LearnerConfig, TokenClips, WorldModelLearner
+
+LOG_UPDATES = 50
+TOKENIZED = 16  # clips at a time
+# Keys that a restart may change: more updates, for one.
+FREE_KEYS = frozenset(
+    {"out", "tokenizer_updates", "transformer_updates", "checkpoint_every_updates", "device", "threads"}
+)
+VALIDATED = 64  # held-out episodes that a validation draws its clips from
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainSettings:
+    data: str
+    unseen: str
+    out: str
+    preset: str
+    start_from: str
+    stage: Literal["tokenizer", "transformer", "both"]
+    tokenizer_updates: Count
+    transformer_updates: Count
+    validate_every_updates: Positive
+    checkpoint_every_updates: Positive
+    cached_clips: Positive
+    horizon: Positive
+    seed: Count
+    device: Device
+    threads: Count
+    learner: LearnerConfig
+
+
+class Pretraining:
+    def __init__(self, settings: PretrainSettings) -> None:
+        s = self.settings = settings
+        self.folder = Path(s.out)
+        self.device = pick_device(s.device)
+        self.train_data = ClipDataset(s.data, "train")
+        self.held_out = {"held_out": _spread(ClipDataset(s.data, "held_out"))}
+        if s.unseen != "none":
+            self.held_out["unseen"] = _spread(ClipDataset(s.unseen))
+        longest = max(s.learner.segment_length, s.learner.tokenizer_span)
+        self.train_data.sample(1, longest, np.random.default_rng(0))  # says now if no episode is long enough
+        sizes = load([f"preset={s.preset}", "device=cpu"])
+        torch.manual_seed(stream_seed(s.seed, "weights"))
+        model = self._make_model(sizes).to(self.device)
+        learner = s.learner if s.start_from == "none" else beyond_the_start(s.learner)
+        self.world = WorldModelLearner(model, learner, stream_seed(s.seed, "world_model"))
+        self.generator = np.random.default_rng(stream_seed(s.seed, "clips"))
+        (self.folder / "videos").mkdir(parents=True, exist_ok=True)
+        self._lock = lock_folder(self.folder)
+        checkpoint = checkpoints.latest(self.folder / "checkpoints")
+        if checkpoint:
+            check_same_config(self.folder, s, set(flatten(to_dict(s))) - FREE_KEYS)
+            self._restore(checkpoint)
+        (self.folder / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.create(to_dict(s))))
+        (self.folder / PROVENANCE).write_text(json.dumps(provenance(), indent=1) + "\n")
+        if self.update >= self.total:
+            raise RunFinished(f"{self.folder} is finished: its model is in {self.folder / 'model'}")
+        wall_time_s = checkpoint.load("pretraining.json")["wall_time_s"] if checkpoint else 0.0
+        self.logger = Logger(self.folder, self.update if checkpoint else None, wall_time_s, tables=False)
+
+    def _make_model(self, sizes: Settings) -> IVideoGPT:
+        s, world = self.settings, sizes.world_model
+        if s.start_from != "none":
+            model = IVideoGPT.from_pretrained(find_pretrained(s.start_from), self.train_data.action_dim)
+        else:
+            model = IVideoGPT(world.tokenizer, world.transformer, self.train_data.action_dim)
+        resolution = model.tokenizer.config.resolution
+        if self.train_data.frame_shape[1:] != (resolution, resolution):
+            raise UserError(f"{s.data} has frames {self.train_data.frame_shape}, the model wants {resolution} pixels")
+        return model
+
+    @property
+    def stages(self) -> dict[str, int]:
+        """Updates of each stage, in order."""
+        s = self.settings
+        totals = {"tokenizer": s.tokenizer_updates, "transformer": s.transformer_updates}
+        return totals if s.stage == "both" else {s.stage: totals[s.stage]}
+
+    @property
+    def update(self) -> int:
+        """Updates done, of all stages."""
+        return sum(self.world.updates.values())
+
+    @property
+    def total(self) -> int:
+        return sum(self.stages.values())
+
+    def train(self) -> None:
+        s = self.settings
+        with tqdm(total=self.total, initial=self.update, unit="update", dynamic_ncols=True) as bar:
+            for stage in self._schedule():
+                bar.set_description(stage, refresh=False)
+                clips, frames = self._batch(stage)
+                self.logger.record("world_model", self.world.update(clips, frames))
+                bar.update()
+                if self.update % LOG_UPDATES == 0:
+                    self.logger.flush(self.update)
+                if self.update % s.validate_every_updates == 0 or self.update == self.total:
+                    self._validate()
+                if self.update % s.checkpoint_every_updates == 0:
+                    self._save()
+        self.world.model.save_pretrained(self.folder / "model")
+        self._save()
+
+    def _schedule(self) -> Iterator[str]:
+        """The stage of every update that is left."""
+        for stage, updates in self.stages.items():
+            while self.world.updates[stage] < updates:
+                yield stage
+
+    def _batch(self, stage: str) -> tuple[TokenClips | None, Tensor | None]:
+        """(clips, None) for the transformer, (None, frames) for the tokenizer."""
+        learner = self.settings.learner
+        if stage == "transformer":
+            chosen = torch.from_numpy(self.generator.integers(self.settings.cached_clips, size=learner.batch_size))
+            tokens, actions, rewards = (field[chosen].to(self.device) for field in self.tokens)
+            return TokenClips(tokens.long(), actions, rewards), None
+        batch = self.train_data.sample(learner.tokenizer_batch_size, learner.tokenizer_span, self.generator)
+        return None, to_float(batch.frames.to(self.device))
+
+    @functools.cached_property
+    def tokens(self) -> TokenClips:
+        """`cached_clips` clips under the finished tokenizer, int32 tokens; made once and kept in the folder."""
+        s, path = self.settings, self.folder / "tokens.safetensors"
+        if path.exists():
+            return TokenClips(**safetensors.torch.load_file(path))
+        generator, parts = np.random.default_rng(stream_seed(s.seed, "cached clips")), []
+        for first in trange(0, s.cached_clips, TOKENIZED, desc="clips to tokens", leave=False):
+            size = min(TOKENIZED, s.cached_clips - first)
+            batch = self.train_data.sample(size, s.learner.segment_length, generator)
+            with self.world.autocast():
+                tokens, _ = self.world.model.tokens(to_float(batch.frames.to(self.device)))
+            parts.append((tokens.int().cpu(), batch.actions, batch.rewards))
+        cache = TokenClips(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.write_bytes(safetensors.torch.save(cache._asdict()))
+        temporary.rename(path)
+        return cache
+
+    def _validate(self) -> None:
+        s = self.settings
+        for part, episodes in self.held_out.items():
+            metrics, grid = validate(self.world, episodes, s.horizon, stream_seed(s.seed, "validation"))
+            self.logger.scalars(self.update, {f"{part}/{name}": value for name, value in metrics.items()})
+            if grid is not None:
+                self.logger.video(f"{part}/dream", self.update, encode_gif(grid, fps=3))
+
+    def _save(self) -> None:
+        self.logger.flush(self.update)
+        self.logger.sync()
+        parts = {
+            "world_model.safetensors": self.world.model.state_dict(),
+            "world_model.pt": self.world.state(),
+            "torch.pt": {
+                "cpu": torch.get_rng_state(),
+                "cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            },
+            "pretraining.json": {
+                "wall_time_s": self.logger.wall_time_s,
+                "generator": self.generator.bit_generator.state,
+            },
+        }
+        checkpoints.save(self.folder / "checkpoints", self.update, parts)
+
+    def _restore(self, checkpoint: checkpoints.Checkpoint) -> None:
+        self.world.model.load_state_dict(checkpoint.load("world_model.safetensors", self.device))
+        self.world.load_state(checkpoint.load("world_model.pt", self.device))
+        rng = checkpoint.load("torch.pt")
+        torch.set_rng_state(rng["cpu"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(rng["cuda"], self.device)
+        self.generator.bit_generator.state = checkpoint.load("pretraining.json")["generator"]
+
+
+def _spread(data: ClipDataset) -> list[Episode]:
+    """At most `VALIDATED` episodes, evenly over all of them."""
+    chosen = np.unique(np.linspace(0, data.num_episodes - 1, VALIDATED).astype(int))
+    episodes = [data.episode(int(index)) for index in chosen]
+    return [Episode(e.frames, e.actions, e.rewards, terminated=False) for e in episodes]
+
+
+def main(words: list[str]) -> None:
+    settings = load_plain(PretrainSettings, "pretrain", words)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    Pretraining(settings).train()
+
+
+if __name__ == "__main__":
+    command(main)

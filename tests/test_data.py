@@ -1,0 +1,109 @@
+"""Recorded video: what is written is what is drawn, windows stay inside episodes, recording can be taken up again."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from mbrl import data
+from mbrl.settings import UserError, load_plain
+from world_model.data import ClipDataset, DataError, Recording, shard_names, write_shard
+
+
+def recording(episode: int, decisions: int) -> Recording:
+    """Frames, actions and rewards that say where they belong: episode and index."""
+    index = np.arange(decisions + 1)
+    frames = np.zeros((decisions + 1, 3, 4, 4), np.uint8)
+    frames[:, 0], frames[:, 1] = episode, index[:, None, None]
+    actions = np.stack([np.full(decisions, episode), index[:-1]], 1).astype(np.float32)
+    return Recording(frames, actions, (100 * episode + index[:-1]).astype(np.float32))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_shard(tmp_path, "a", [recording(i, 5 + i) for i in range(4)], "toy")
+    write_shard(tmp_path, "b", [recording(4 + i, 9) for i in range(4)], "toy")
+    return tmp_path
+
+
+def test_windows_hold_what_was_recorded_and_stay_inside_an_episode(folder):
+    dataset = ClipDataset(folder)
+    assert dataset.num_episodes == 8
+    assert dataset.num_frames == 6 + 7 + 8 + 9 + 4 * 10
+    assert dataset.action_dim == 2
+    frames, actions, rewards = dataset.sample(500, 6, np.random.default_rng(0))
+    episode, index = frames[:, :, 0, 0, 0].float(), frames[:, :, 1, 0, 0].float()
+    assert (episode == episode[:, :1]).all()
+    assert (index.diff(dim=1) == 1).all()
+    assert (actions[:, :-1, 0] == episode[:, :-1]).all()
+    assert (actions[:, :-1, 1] == index[:, :-1]).all()
+    assert (rewards[:, :-1] == 100 * episode[:, :-1] + index[:, :-1]).all()
+    # Uniform over windows: an episode of 6 frames has one of the 1 + 2 + 3 + 4 + 4 * 5 = 30, starts at 0 only.
+    assert set(episode[:, 0].tolist()) == set(range(8))
+    assert set(index[episode[:, 0] == 0, 0].tolist()) == {0}
+    assert 0 < (episode[:, 0] == 0).float().mean() < 0.1
+
+
+def test_an_episode_comes_back_whole(folder):
+    for index, (frames, actions, rewards) in enumerate([*map(ClipDataset(folder).episode, range(8))]):
+        expected = recording(index, 5 + index if index < 4 else 9)
+        np.testing.assert_array_equal(frames, expected.frames)
+        np.testing.assert_array_equal(actions, expected.actions)
+        np.testing.assert_array_equal(rewards, expected.rewards)
+
+
+def test_held_out_episodes_are_not_trained_on(folder):
+    parts = {part: ClipDataset(folder, part, held_out_every=3) for part in ("train", "held_out")}
+    seen = {
+        part: {int(dataset.episode(i).frames[0, 0, 0, 0]) for i in range(dataset.num_episodes)}
+        for part, dataset in parts.items()
+    }
+    assert seen == {"train": {0, 1, 3, 4, 5, 7}, "held_out": {2, 6}}
+
+
+def test_bad_datasets_are_refused_by_name(folder, tmp_path):
+    with pytest.raises(DataError, match=r"nowhere.*make data"):
+        ClipDataset(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="no episode of .* has 11 frames"):
+        ClipDataset(folder).sample(1, 11, np.random.default_rng(0))
+    (folder / "b.npy").write_bytes((folder / "b.npy").read_bytes()[:-100])
+    with pytest.raises(DataError, match="shard .*b is damaged"):
+        ClipDataset(folder)
+
+
+def test_a_half_written_shard_is_not_there(folder):
+    (folder / "b.npz").unlink()
+    assert shard_names(folder) == {"a"}
+    assert ClipDataset(folder).num_episodes == 4
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    words = ["task_names=[reach]", "episodes_per_task=3", "shard_episodes=2", "workers=1", "episode_frames=20"]
+    return load_plain(data.DataSettings, "data", [*words, f"out={tmp_path_factory.mktemp('recorded')}"])
+
+
+def test_recording_is_taken_up_again_and_repeatable(settings, tmp_path):
+    missing = data.jobs(settings)
+    assert [(job.name, len(job.episodes)) for job in missing] == [("reach-000", 2), ("reach-001", 1)]
+    assert data.record(missing[1]) == 1
+    assert [job.name for job in data.jobs(settings)] == ["reach-000"]
+    again = dataclasses.replace(settings, out=str(tmp_path))
+    data.record(data.jobs(again)[1])
+    [one], [two] = (
+        [ClipDataset(s.out).episode(0)] if ClipDataset(s.out).num_episodes == 1 else [] for s in (settings, again)
+    )
+    for a, b in zip(one, two, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert one.frames.shape == (11, 3, 64, 64)
+    assert np.abs(np.diff(one.frames.astype(int), axis=0)).max() > 50  # the arm moves
+
+
+def test_tasks_for_pre_training_are_never_judged_on():
+    tasks = data.chosen_tasks(("pretraining",))
+    assert len(tasks) == 44
+    assert not set(tasks) & set(data.chosen_tasks(("paper",)))
+    assert data.chosen_tasks(("hammer", "paper"))[0] == "hammer"
+    assert len(data.chosen_tasks(("hammer", "paper"))) == 6
+    with pytest.raises(UserError, match="not a task of Meta-world"):
+        data.chosen_tasks(("toy/reach",))

@@ -1,0 +1,139 @@
+"""Pre-training end to end on a tiny recording: it learns, continues bit for bit, and leaves a model that loads."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mbrl import pretrain
+from world_model import IVideoGPT
+from world_model.data import Recording, write_shard
+from world_model.learner import WorldModelLearner
+
+
+def moving_square(seed: int, decisions: int = 15, size: int = 64) -> Recording:
+    """A square that moves as the action says; its column is the reward."""
+    generator = np.random.default_rng(seed)
+    place = generator.integers(8, size - 16, 2)
+    frames, actions, rewards = [], [], []
+    for _ in range(decisions + 1):
+        frame = np.full((3, size, size), 60, np.uint8)
+        frame[:, place[0] : place[0] + 8, place[1] : place[1] + 8] = 220
+        frames.append(frame)
+        step = generator.integers(-3, 4, 2)
+        place = np.clip(place + step, 0, size - 8)
+        actions.append([*(step / 3), 0, 0])
+        rewards.append(place[1] / size)
+    return Recording(np.stack(frames), np.array(actions[:-1], np.float32), np.array(rewards[:-1], np.float32))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("squares")
+    write_shard(folder, "squares", [moving_square(i) for i in range(20)], "squares")
+    return folder
+
+
+def words(data, out, *more):
+    merged = {
+        "data": data,
+        "out": out,
+        "preset": "smoke",
+        "device": "cpu",
+        "threads": 1,
+        "tokenizer_updates": 4,
+        "transformer_updates": 3,
+        "validate_every_updates": 4,
+        "checkpoint_every_updates": 2,
+        "cached_clips": 20,
+        "horizon": 3,
+        "learner.batch_size": 2,
+        "learner.tokenizer_batch_size": 2,
+        "learner.tokenizer_span": 12,
+        "learner.quantize_after": 1,
+    } | dict(word.split("=", 1) for word in more)
+    return [f"{key}={value}" for key, value in merged.items()]
+
+
+def final_weights(folder):
+    newest = max(path for path in (folder / "checkpoints").iterdir() if path.name.isdigit())
+    return load_file(newest / "world_model.safetensors")
+
+
+@pytest.mark.parametrize("after", [3, 5])
+def test_a_killed_pre_training_continues_bit_for_bit(data, tmp_path, monkeypatch, after):
+    pretrain.main(words(data, tmp_path / "whole"))
+    update, done = WorldModelLearner.update, 0
+
+    def killed(*arguments):
+        nonlocal done
+        if done == after:
+            raise KeyboardInterrupt
+        done += 1
+        return update(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(WorldModelLearner, "update", killed)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain.main(words(data, tmp_path / "cut"))
+    pretrain.main(words(data, tmp_path / "cut"))
+    whole, cut = final_weights(tmp_path / "whole"), final_weights(tmp_path / "cut")
+    assert all(torch.equal(value, cut[name]) for name, value in whole.items())
+    updates = [json.loads(line)["frame"] for line in (tmp_path / "cut/metrics.jsonl").read_text().splitlines()]
+    assert updates == sorted(updates)
+
+
+def test_the_folder_holds_a_model_that_loads_and_says_what_made_it(data, tmp_path, typed):
+    out = tmp_path / "out"
+    assert typed(pretrain.main, *words(data, out, f"unseen={data}"))[0] == 0
+    model = IVideoGPT.from_pretrained(out / "model", action_dim=4, context_length=2)
+    dream = model.imagine(torch.rand(1, 2, 3, 64, 64), torch.zeros(1, 2, 4), 2)
+    assert dream.frames.shape == (1, 2, 3, 64, 64)
+    assert f"data: {data}" in (out / "config.yaml").read_text()
+    logged = set().union(*(json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()))
+    assert {"world_model/tokenizer_loss", "world_model/transformer_loss"} <= logged
+    assert {"held_out/moving_error_ratio", "unseen/moving_error_ratio"} <= logged
+    code, text, _ = typed(pretrain.main, *words(data, out, f"unseen={data}"))
+    assert code == 0
+    assert "is finished" in text
+
+
+def test_one_stage_leaves_the_other_part_as_it_was(data, tmp_path):
+    pretrain.main(words(data, tmp_path / "a", "stage=tokenizer"))
+    pretrain.main(words(data, tmp_path / "b", "stage=transformer", f"start_from={tmp_path / 'a/model'}"))
+    a, b = final_weights(tmp_path / "a"), final_weights(tmp_path / "b")
+    changed = {name.split(".")[0] for name, value in a.items() if not torch.equal(value, b[name])}
+    assert changed == {"transformer", "action_linear", "reward_linear"}
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("data=nowhere", "nowhere holds no train episodes"),
+        ("start_from=nowhere", "nowhere: there is no such folder"),
+        ("preset=tiny", "unknown preset 'tiny'"),
+        ("tokeniser_updates=3", "did you mean 'tokenizer_updates'"),
+        ("learner.segment_length=30", "has 30 frames"),
+    ],
+)
+def test_bad_input_gets_one_line(data, tmp_path, typed, word, said):
+    code, _, error = typed(pretrain.main, *words(data, tmp_path / "out", word))
+    assert code == 2
+    assert said in error
+    assert "\n" not in error
+
+
+def test_a_folder_of_another_pre_training_is_refused(data, tmp_path, typed):
+    pretrain.main(words(data, tmp_path / "out"))
+    code, _, error = typed(pretrain.main, *words(data, tmp_path / "out", "seed=2", "transformer_updates=5"))
+    assert code == 2
+    assert "seed was 1, is 2" in error
+
+
+def test_no_empty_tables(data, tmp_path):
+    pretrain.main(words(data, tmp_path / "out"))
+    tables = [path for path in (tmp_path / "out").glob("*.csv") if len(list(csv.reader(path.open()))) < 2]
+    assert tables == []

@@ -1,0 +1,164 @@
+"""The training format: shards of uint8 frames that are mapped into memory, never decoded.
+
+    data/metaworld/
+        hammer-000.npy      uint8 (N, 3, H, W), the frames of its episodes one behind the other
+        hammer-000.npz      lengths (E,), actions (N, A), rewards (N,), dataset; written last: a shard without it
+                            is not there
+
+Shards are written independently, so a source can be recorded in parallel and taken up again. A dataset opens any number
+of them and draws windows of consecutive frames, each gathered from the mapped files when it is asked for.
+
+Letters: N frames of a shard, E its episodes, B batch, T frames of a window, A action.
+"""
+
+import os
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class DataError(ValueError):
+    """A dataset that is missing, damaged, or too short for what is asked of it."""
+
+
+class Recording(NamedTuple):
+    """One episode of T decisions: `actions[i]` leads from `frames[i]` to `frames[i + 1]` and earns `rewards[i]`."""
+
+    frames: np.ndarray  # uint8 (T + 1, 3, H, W)
+    actions: np.ndarray  # float32 (T, A)
+    rewards: np.ndarray  # float32 (T,)
+
+
+class ClipBatch(NamedTuple):
+    """Windows of consecutive frames; what leads out of a window or an episode is zero or unused, as in replay."""
+
+    frames: Tensor  # uint8 (B, T, 3, H, W)
+    actions: Tensor  # float32 (B, T, A)
+    rewards: Tensor  # float32 (B, T)
+
+
+def shard_names(folder: str | Path) -> set[str]:
+    """The shards of a folder that are complete."""
+    return {path.stem for path in Path(folder).glob("*.npz") if not path.name.startswith(".")}
+
+
+def write_shard(folder: str | Path, name: str, recordings: Sequence[Recording], dataset: str) -> None:
+    """Write `recordings` as shard `name`; when this returns, it is whole and on the disk."""
+    folder = Path(folder)
+    frames = np.concatenate([recording.frames for recording in recordings])
+    # The frame that ends an episode has no action and no reward: zeros keep one index for all three.
+    actions = np.concatenate([np.pad(recording.actions, ((0, 1), (0, 0))) for recording in recordings])
+    rewards = np.concatenate([np.pad(recording.rewards, (0, 1)) for recording in recordings])
+    lengths = np.array([len(recording.frames) for recording in recordings])
+    for suffix in (".npy", ".npz"):
+        temporary = folder / f".{name}{suffix}"
+        with temporary.open("wb") as file:
+            if suffix == ".npy":
+                np.save(file, frames)
+            else:
+                np.savez(file, lengths=lengths, actions=actions, rewards=rewards, dataset=np.array(dataset))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(folder / f"{name}{suffix}")
+
+
+class ClipDataset:
+    """All episodes of some shards, or a part of them.
+
+    Args:
+        folder: where the shards lie.
+        part: "train", "held_out" (every `held_out_every`-th episode of a shard) or "all".
+        held_out_every: 0 holds nothing out.
+    Raises:
+        DataError: there is no shard, one is damaged, or they do not belong together.
+    """
+
+    def __init__(self, folder: str | Path, part: str = "all", held_out_every: int = 20) -> None:
+        self.folder = Path(folder)
+        self._frames: list[np.ndarray] = []
+        self._actions: list[np.ndarray] = []
+        self._rewards: list[np.ndarray] = []
+        episodes: list[tuple[int, int, int]] = []  # shard, first frame, frames
+        for name in sorted(shard_names(folder)):
+            lengths = self._open(name)
+            firsts = np.cumsum(lengths) - lengths
+            for i, (first, length) in enumerate(zip(firsts, lengths, strict=True)):
+                held_out = held_out_every > 0 and i % held_out_every == held_out_every - 1
+                if part == "all" or held_out == (part == "held_out"):
+                    episodes.append((len(self._frames) - 1, int(first), int(length)))
+        if not episodes:
+            raise DataError(f"{folder} holds no {'' if part == 'all' else part + ' '}episodes; make data fills it")
+        self._episodes = np.array(episodes)  # (E, 3)
+
+    def _open(self, name: str) -> np.ndarray:
+        """Map shard `name`; the lengths of its episodes."""
+        path = self.folder / name
+        try:
+            frames = np.load(path.with_suffix(".npy"), mmap_mode="r")
+            with np.load(path.with_suffix(".npz"), allow_pickle=False) as index:
+                lengths, actions, rewards = index["lengths"], index["actions"], index["rewards"]
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise DataError(f"shard {path} is damaged ({error}); remove {path}.npz and make data again") from error
+        if not len(frames) == len(actions) == len(rewards) == lengths.sum():
+            raise DataError(f"shard {path} is damaged (its parts differ in length); remove {path}.npz")
+        if self._frames and frames.shape[1:] != self._frames[0].shape[1:]:
+            raise DataError(f"shard {path} has frames {frames.shape[1:]}, others {self._frames[0].shape[1:]}")
+        if self._actions and actions.shape[1:] != self._actions[0].shape[1:]:
+            raise DataError(f"shard {path} has actions {actions.shape[1:]}, others {self._actions[0].shape[1:]}")
+        self._frames.append(frames)
+        self._actions.append(actions)
+        self._rewards.append(rewards)
+        return lengths
+
+    @property
+    def num_episodes(self) -> int:
+        return len(self._episodes)
+
+    @property
+    def num_frames(self) -> int:
+        return int(self._episodes[:, 2].sum())
+
+    @property
+    def frame_shape(self) -> tuple[int, int, int]:
+        """(3, H, W)"""
+        return self._frames[0].shape[1:]
+
+    @property
+    def action_dim(self) -> int:
+        return self._actions[0].shape[1]
+
+    def episode(self, index: int) -> Recording:
+        """A copy of one whole episode."""
+        shard, first, length = self._episodes[index].tolist()
+        last = first + length - 1
+        frames, actions, rewards = self._frames[shard], self._actions[shard], self._rewards[shard]
+        return Recording(np.array(frames[first : last + 1]), actions[first:last].copy(), rewards[first:last].copy())
+
+    def sample(self, batch_size: int, length: int, generator: np.random.Generator) -> ClipBatch:
+        """Windows of `length` frames, uniform over all that fit an episode, with repetition.
+
+        Raises:
+            DataError: no episode is long enough.
+        """
+        windows = np.maximum(self._episodes[:, 2] - length + 1, 0)
+        ends = np.cumsum(windows)
+        if not ends[-1]:
+            raise DataError(f"no episode of {self.folder} has {length} frames (longest: {self._episodes[:, 2].max()})")
+        drawn = generator.integers(ends[-1], size=batch_size)
+        episode = np.searchsorted(ends, drawn, side="right")
+        start = drawn - (ends - windows)[episode]
+        places = [
+            (shard, slice(first + offset, first + offset + length))
+            for (shard, first, _), offset in zip(self._episodes[episode].tolist(), start.tolist(), strict=True)
+        ]
+        return ClipBatch(
+            *(
+                torch.from_numpy(np.stack([field[shard][window] for shard, window in places]))
+                for field in (self._frames, self._actions, self._rewards)
+            )
+        )
