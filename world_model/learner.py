@@ -241,6 +241,7 @@ class WorldModelLearner:
             tokens = clips.tokens if isinstance(clips, TokenClips) else self.model.tokens(clips.frames)[0]
             labels = self.model.layout.labels(tokens)
             out = self.model.predict(self._noisy(tokens), labels, clips.actions, clips.rewards)
+            assert out.reward_loss is not None, "the learner needs a model with a reward head"
             loss = out.ce_loss + self.config.reward_weight * out.reward_loss
         norm = self._step("transformer", loss)
         return {

@@ -143,10 +143,11 @@ class Transformer(nn.Module):
             self.embedding.weight += config.initializer_range * torch.randn(config.hidden_size)
             self.embedding.weight *= STRONGER
             self.head.weight.copy_(self.embedding.weight)
-            for block in self.blocks:
-                block.attention.qkv.weight[: 2 * config.hidden_size] *= STRONGER
-                block.attention.qkv.weight[2 * config.hidden_size :] = torch.eye(config.hidden_size)
-                block.attention.out.weight.copy_(HANDED_ON * torch.eye(config.hidden_size))
+            for module in self.modules():
+                if isinstance(module, Attention):
+                    module.qkv.weight[: 2 * config.hidden_size] *= STRONGER
+                    module.qkv.weight[2 * config.hidden_size :] = torch.eye(config.hidden_size)
+                    module.out.weight.copy_(HANDED_ON * torch.eye(config.hidden_size))
 
     def _rotary(self, start: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
         head = self.config.hidden_size // self.config.num_attention_heads
