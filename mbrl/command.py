@@ -1,5 +1,6 @@
 """What every `python -m mbrl.<verb>` shares: words in, one clear line out when something can't be done."""
 
+import ctypes
 import sys
 import warnings
 from collections.abc import Callable
@@ -37,6 +38,7 @@ def command(main: Callable[[list[str]], None]) -> None:
     Exit codes: 0 done, or nothing left to do; 2 after `error: <line>`; 130 when stopped from the keyboard.
     """
     warnings.formatwarning = _one_line
+    keep_memory()
     try:
         main(sys.argv[1:])
     except RunFinished as finished:
@@ -52,6 +54,19 @@ def command(main: Callable[[list[str]], None]) -> None:
     except KeyboardInterrupt:
         print("\nstopped; the same command continues from the last checkpoint", file=sys.stderr)
         sys.exit(130)
+
+
+def keep_memory() -> None:
+    """Have glibc keep freed memory for the next update instead of handing it back to the kernel; elsewhere nothing.
+
+    On a CPU, torch takes and frees the same large tensors at every update, and each time the kernel maps and clears
+    their pages anew: about 7,000 page faults an update of the agent of `small`, and 5 to 10 % of its time.
+    """
+    if sys.platform != "linux" or not hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        return
+    trim_threshold, mmap_max = -1, -4  # glibc's malloc.h
+    libc.mallopt(trim_threshold, 2**31 - 1)
+    libc.mallopt(mmap_max, 0)
 
 
 def _one_line(message: Warning | str, *_: object, **__: object) -> str:

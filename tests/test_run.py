@@ -1,6 +1,7 @@
 """The run folder: new, continued, finished, refused; logs that a restart continues without a seam."""
 
 import csv
+import ctypes
 import dataclasses
 import errno
 import json
@@ -286,3 +287,24 @@ def test_command_lets_bugs_through_and_is_content_with_a_finished_run() -> None:
     with pytest.raises(SystemExit) as caught:
         command(fails(KeyboardInterrupt()))
     assert caught.value.code == 130
+
+
+MEMORY = """
+import resource, torch
+from mbrl.command import keep_memory
+keep_memory()
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(2):
+    torch.ones(25_000_000)
+before = faults()
+for _ in range(10):
+    torch.ones(25_000_000)
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="glibc alone can be told so")
+def test_freed_memory_is_used_again() -> None:
+    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 24_000  # pages of one such tensor; without keep_memory it is ten of them
