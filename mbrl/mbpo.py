@@ -12,6 +12,7 @@ import torch
 from tqdm import trange
 
 from agents import Agent, TransitionBatch
+from mbrl.background import Background
 from mbrl.build import make_world
 from mbrl.evaluate import Evaluation
 from mbrl.replay import ReplayBuffer
@@ -36,10 +37,11 @@ class MBPO(Trainer):
         while self.frame < s.num_seed_frames:
             self.act(self.random)
         if not self.initialised:
-            for i in trange(s.initial_model_updates, desc="first training of the world model", leave=False):
-                self.learn_world(tokenizer=True, transformer=True)
-                if i % LOG_UPDATES == 0:
-                    self.run.flush(self.frame)
+            with self.background.alone():
+                for i in trange(s.initial_model_updates, desc="first training of the world model", leave=False):
+                    self.learn_world(tokenizer=True, transformer=True)
+                    if i % LOG_UPDATES == 0:
+                        self.run.flush(self.frame)
             for _ in trange(-(-s.initial_rollouts // s.rollout_batch), desc="first dreams", leave=False):
                 self.dream(self.random)
             self.initialised = True
@@ -75,9 +77,10 @@ class MBPO(Trainer):
         self.imagined: ReplayBuffer = self.make_buffer("imagined", decisions, s.rollout_horizon)
         self.generator = torch.Generator(self.device).manual_seed(stream_seed(s.seed, "dreams"))
         self.initialised = False
+        self.background = Background(self.device)
 
     def learn_world(self, tokenizer: bool, transformer: bool) -> None:
-        """One update of the parts that are due, each on segments of real episodes of its own."""
+        """One update of the parts that are due, each on segments of real episodes of its own; beside what follows."""
         config, clips, frames = self.settings.world_model.learner, None, None
         if transformer:
             clips = to_clips(self.replay.sample_segments(config.batch_size, config.segment_length), self.device)
@@ -85,15 +88,19 @@ class MBPO(Trainer):
             span = min(config.tokenizer_span, self.env.episode_decisions + 1)
             segments = self.replay.sample_segments(config.tokenizer_batch_size, span)
             frames = to_float(segments.frames.to(self.device))
-        with self.run.timed("learn_world_s"):
-            self.run.record("world_model", self.world.update(clips, frames))
+
+        def update() -> None:
+            with self.run.timed("learn_world_s"):
+                self.run.record("world_model", self.world.update(clips, frames))
+
+        self.background.start(update)  # until the next dream nothing looks at the world model
 
     def dream(self, agent: Agent) -> None:
         """Roll the world model out from real states, under `agent`, into the imagined buffer."""
         s = self.settings
         if s.real_ratio == 1:
             return  # nothing would learn from it
-        with self.run.timed("dream_s"):
+        with self.background.alone(), self.run.timed("dream_s"):
             episodes = dream(
                 self.world,
                 agent,
@@ -119,14 +126,18 @@ class MBPO(Trainer):
             parts.append(self.imagined.sample(s.batch_size - real))
         return TransitionBatch.cat(parts)
 
+    def settle(self) -> None:
+        self.background.wait()
+
     def evaluate(self) -> Evaluation:
         """Also holds the world model against the evaluation episodes, which it never trained on."""
-        result = super().evaluate()
         s = self.settings
         seed = stream_seed(s.seed, "validation", self.frame)
-        metrics, grid = validate(
-            self.world, result.episodes, s.rollout_horizon, seed, s.rollout_temperature, s.rollout_top_k
-        )
+        with self.background.alone():
+            result = super().evaluate()
+            metrics, grid = validate(
+                self.world, result.episodes, s.rollout_horizon, seed, s.rollout_temperature, s.rollout_top_k
+            )
         self.run.log(self.frame, {f"world_model/{name}": value for name, value in metrics.items()})
         if grid is not None:
             self.run.log_video("imagined/dream", self.frame, encode_gif(grid, fps=3))
@@ -153,6 +164,11 @@ class MBPO(Trainer):
 
     def finish(self) -> None:
         """Also leaves the world model in the official layout, for `IVideoGPT.from_pretrained`."""
+        self.settle()
         self.run.flush(self.frame)  # a loss that is not finite stops here
         self.world.model.save_pretrained(self.run.folder / "world_model")
         super().finish()
+
+    def close(self) -> None:
+        self.background.close()
+        super().close()

@@ -19,6 +19,7 @@ def train(settings: Settings) -> None:
         try:
             loop.train()
         except (ValueError, RuntimeError):
+            loop.settle()
             run.flush(loop.frame)  # when a loss broke first, name it rather than the action or the draw that it spoilt
             raise
         finally:

@@ -111,6 +111,8 @@ class Trainer:
         """One decision in the real environment; then what is due: log, evaluate, save."""
         with self.run.timed("act_s"):
             self.collector.act(agent)
+        if self.due(self.settings.log_every_frames):
+            self.settle()
         self.run.step(self.frame)
         last = self.frame >= self.settings.num_train_frames
         if self.frame > self.settings.num_seed_frames and (self.due(self.settings.eval_every_frames) or last):
@@ -133,6 +135,9 @@ class Trainer:
             guide = self.demonstrations.sample(size)
         with self.run.timed("learn_to_act_s"):
             self.run.record("agent", self.agent.update(batch, decision, guide))
+
+    def settle(self) -> None:
+        """Wait for what a loop does beside its acting; before anything is logged or saved."""
 
     def evaluate(self) -> Evaluation:
         """Play evaluation episodes, in an environment and with seeds of their own, and log them."""
@@ -179,6 +184,7 @@ class Trainer:
 
     def save(self, finished: bool = False) -> None:
         assert finished or self.collector.between_episodes, "a run could not continue within an episode"
+        self.settle()
         self.run.save(self.frame, self.parts(), finished=finished)
         self._saved = self.frame
 

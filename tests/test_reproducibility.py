@@ -4,16 +4,21 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 
+import pytest
+import torch
 from tiny import different, train, weights
 
 from mbrl import checkpoints as checkpoints_module
 from mbrl import mbpo, rollout
 from mbrl.collector import Collector
+from world_model.learner import WorldModelLearner
 
 EVERY = 40  # checkpoint_every_frames of a tiny run
 
@@ -46,6 +51,26 @@ def test_evaluating_changes_no_weight(run_root: Path, finished: Path) -> None:
     once = train(run_root / "once", "eval_every_frames=100000")
     assert len((once / "eval.csv").read_text().splitlines()) == 1 + 1
     assert different(often, once) == []
+
+
+def test_the_world_model_learns_beside_the_agent(run_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With more than one thread it does; how fast either is, and when it is looked at, changes nothing."""
+    update, seen = WorldModelLearner.update, set()
+
+    def slow(*arguments):
+        time.sleep(0.02)
+        seen.add(threading.current_thread().name)
+        return update(*arguments)
+
+    words = ("threads=2", "update_transformer_every_frames=2", "update_tokenizer_every_frames=4")
+    try:
+        plain = train(run_root / "plain", *words)
+        monkeypatch.setattr(WorldModelLearner, "update", slow)
+        slower = train(run_root / "slower", *words, "eval_every_frames=20", "log_every_frames=60")
+    finally:
+        torch.set_num_threads(1)
+    assert any(name.startswith("background") for name in seen)
+    assert different(plain, slower) == []
 
 
 # -- killed and started again ------------------------------------------------------------------------------------------
