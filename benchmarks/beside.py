@@ -43,7 +43,7 @@ class Worker:
     def __init__(self, command: Sequence[str], log: Path) -> None:
         environment = os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}  # nothing is fetched
         self._log = log
-        with log.open("a") as errors:
+        with log.open("w") as errors:
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
@@ -147,8 +147,8 @@ def measure_line(line: Line, precision: str, repeats: int, folder: Path, log: Pa
     return Result(line, precision, difference, "", spread(seconds[0]), spread(seconds[1]))
 
 
-def check_peer(checkout: str, python: str) -> tuple[Path, dict[str, str]]:
-    """The checkout and the versions of the peer's environment.
+def check_peer(checkout: str, python: str) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The command of the peer's worker and the versions of its environment.
 
     Raises:
         UserError: one line for what is wrong with either.
@@ -162,6 +162,8 @@ def check_peer(checkout: str, python: str) -> tuple[Path, dict[str, str]]:
         "import importlib.metadata as m, json, sys;"
         f"print(json.dumps({{'python': sys.version.split()[0]}} | {{n: m.version(n) for n in {PACKAGES}}}))"
     )
+    if os.sep in python:
+        python = str(Path(python).absolute())  # not resolved: a link is what makes an environment of it
     try:
         done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
     except OSError as error:
@@ -169,7 +171,7 @@ def check_peer(checkout: str, python: str) -> tuple[Path, dict[str, str]]:
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["it says nothing"])[-1]
         raise UserError(f"peer_python={python} lacks what the official code needs ({last}); see docs/performance.md")
-    return root, json.loads(done.stdout)
+    return (python, "-m", "benchmarks.workers.peer", str(root)), json.loads(done.stdout)
 
 
 def lines(settings: Settings, options: Options, words: Sequence[str], peer: Sequence[str], folder: Path) -> list[Line]:
@@ -206,7 +208,7 @@ def lines(settings: Settings, options: Options, words: Sequence[str], peer: Sequ
             lambda ours, theirs, _: compare.same_segments(folder, ours, theirs),
         ),
     }
-    for quality in ("fast", "paper"):
+    for quality in ("fast", "paper") if "/" not in s.task else ():  # Meta-world's names have no prefix
         shown = spec | {"quality": quality}
         found[f"environment-{quality}"] = Line("environment", "frames", s.action_repeat, 10, shown, SHIPPED, same)
     if options.lines == ("all",):
@@ -222,8 +224,7 @@ def measure(options: Options, settings: Settings, words: Sequence[str], out: Pat
     Raises:
         UserError: the peer or its environment is not what it must be.
     """
-    checkout, versions = check_peer(options.peer, options.peer_python)
-    peer = (options.peer_python, "-m", "benchmarks.workers.peer", str(checkout))
+    peer, versions = check_peer(options.peer, options.peer_python)
     native = autocast_dtype("auto", torch.device(settings.device)) is not None
     out.mkdir(parents=True, exist_ok=True)
     results, left_out = [], []
@@ -237,7 +238,7 @@ def measure(options: Options, settings: Settings, words: Sequence[str], out: Pat
                     left_out.append(f"{line.name} in bf16: this device does not compute in it")
                     continue
                 result = measure_line(
-                    line, precision, options.repeats, folder, out.resolve() / f"{line.name}.{precision}"
+                    line, precision, options.repeats, folder, out.resolve() / f"{line.name}-{precision}"
                 )
                 results.append(result)
                 print(f"{line.name} {precision}: {result.problem or result.told}", flush=True)
@@ -252,11 +253,12 @@ def report(results: Sequence[Result]) -> str:
     rows, problems = [], []
     for r in results:
         if r.ours is None or r.theirs is None:
-            rows.append([r.line.name, r.precision, "not compared", "", "", ""])
+            rows.append([r.line.name, r.precision, "", "", "", "", "they differ"])
             problems.append(f"{r.line.name} {r.precision}: {r.problem}")
             continue
         times = [f"{duration(s.median)} ({duration(s.low)} - {duration(s.high)})" for s in (r.ours, r.theirs)]
         rate = f"{number(r.line.units / r.ours.median)} {r.line.unit}/s"
-        rows.append([r.line.name, r.precision, *times, f"{r.theirs.median / r.ours.median:.2f}", rate])
-    head = ("one call", "precision", "ours", "theirs", "theirs / ours", "our rate")
+        ratio = f"{r.theirs.median / r.ours.median:.2f}"
+        rows.append([r.line.name, r.precision, *times, ratio, rate, f"{r.difference:.1g}"])
+    head = ("one call", "precision", "ours", "theirs", "theirs / ours", "our rate", "outputs differ by")
     return "\n".join([table(head, rows), *problems])

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 from mbrl.settings import Positive, Range, Settings, load, load_plain
 
@@ -22,7 +22,7 @@ class Options:
     repeats: Positive
     at_least_s: Annotated[float, Range(0.0)]
     lines: tuple[str, ...]
-    precisions: tuple[str, ...]
+    precisions: tuple[Literal["fp32", "bf16"], ...]
     weights: str
     episodes: Positive
     cpu: Batches

@@ -43,6 +43,7 @@ def serve(workloads: Mapping[str, Callable[[dict[str, Any]], Workload]]) -> None
             device = spec["device"]
             if spec["threads"]:
                 torch.set_num_threads(spec["threads"])
+            torch.backends.cudnn.allow_tf32 = False  # fp32 is meant where it is said
             torch.manual_seed(0)
             workload = workloads[request["workload"]](spec)
             answer = {"versions": {"python": sys.version.split()[0], "torch": torch.__version__}}
