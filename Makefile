@@ -8,6 +8,8 @@ PY := $(VENV)/bin/python
 
 # The run that is meant. What is left out keeps its default in configs/config.yaml.
 RUN = $(if $(TASK),'task=$(TASK)') $(if $(AGENT),'agent=$(AGENT)') $(if $(SEED),'seed=$(SEED)')
+# The official code to measure beside.
+BESIDE = $(if $(PEER),'peer=$(PEER)') $(if $(PEER_PYTHON),'peer_python=$(PEER_PYTHON)')
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -56,8 +58,7 @@ pretrain: setup
 	$(PY) -m mbrl.pretrain $(if $(DATA),'data=$(DATA)') $(if $(STAGE),'stage=$(STAGE)') $(ARGS)
 
 bench: setup
-	$(PY) -m benchmarks.bench $(RUN) $(if $(PRESET),'preset=$(PRESET)') $(if $(PEER),'peer=$(PEER)') \
-	    $(if $(PEER_PYTHON),'peer_python=$(PEER_PYTHON)') $(ARGS)
+	$(PY) -m benchmarks.bench $(RUN) $(if $(PRESET),'preset=$(PRESET)') $(BESIDE) $(ARGS)
 
 doctor: setup
 	$(PY) -m mbrl.doctor $(ARGS)
