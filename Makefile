@@ -8,6 +8,8 @@ PY := $(VENV)/bin/python
 
 # The run that is meant. What is left out keeps its default in configs/config.yaml.
 RUN = $(if $(TASK),'task=$(TASK)') $(if $(AGENT),'agent=$(AGENT)') $(if $(SEED),'seed=$(SEED)')
+# The official code to measure beside.
+BESIDE = $(if $(PEER),'peer=$(PEER)') $(if $(PEER_PYTHON),'peer_python=$(PEER_PYTHON)')
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -21,6 +23,7 @@ help:
 	@echo "make eval      evaluate the newest checkpoint of the run of TASK, AGENT and SEED"
 	@echo "make data      record video with actions and rewards to pre-train on    (keys: configs/data.yaml)"
 	@echo "make pretrain  pre-train a world model on it                            (keys: configs/pretrain.yaml)"
+	@echo "make bench     measure speed; with PEER and PEER_PYTHON beside the official code (docs/performance.md)"
 	@echo "make doctor    show versions, device, renderer speed, and which optional weights were found"
 	@echo "make test      run the tests            (ARGS=\"tests/test_envs.py -k toy\" for some of them)"
 	@echo "make lint      check style and types"
@@ -29,6 +32,7 @@ help:
 	@echo "AGENT=mbpo           mbpo: DrQ-v2 that also learns in an iVideoGPT world model; drqv2: without it"
 	@echo "SEED=1               of everything random in the run"
 	@echo "PRESET=auto          smoke (minutes), small (a laptop), paper (a GPU), auto (small or paper by device)"
+	@echo "PEER=DIR             a checkout of thuml/iVideoGPT; PEER_PYTHON: the python of an environment that runs it"
 	@echo "ARGS=\"key=value ...\" any key of configs/config.yaml; quote what the shell would read:"
 	@echo "                     ARGS=\"num_train_frames=2000 'drqv2.stddev_schedule=\\\"linear(1.0,0.1,1000)\\\"'\""
 	@echo
@@ -37,7 +41,7 @@ help:
 	@echo "                     install page lists them); without it the build that pip finds by default."
 	@echo "                     Another build later: remove $(VENV) first."
 
-.PHONY: train resume eval data pretrain doctor
+.PHONY: train resume eval data pretrain bench doctor
 train: setup
 	$(PY) -m mbrl.train $(RUN) $(if $(PRESET),'preset=$(PRESET)') $(ARGS)
 
@@ -52,6 +56,9 @@ data: setup
 
 pretrain: setup
 	$(PY) -m mbrl.pretrain $(if $(DATA),'data=$(DATA)') $(if $(STAGE),'stage=$(STAGE)') $(ARGS)
+
+bench: setup
+	$(PY) -m benchmarks.bench $(RUN) $(if $(PRESET),'preset=$(PRESET)') $(BESIDE) $(ARGS)
 
 doctor: setup
 	$(PY) -m mbrl.doctor $(ARGS)

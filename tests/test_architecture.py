@@ -1,8 +1,8 @@
 """The rules of the house, checked on the source: imports, file sizes, data-only configs, lock, Makefile.
 
 `envs`, `agents` and `world_model` are leaves: none imports another and none knows hydra or a logger. `mbrl`
-is the trunk, the only package that sees all of them. Imports inside functions, or by name with importlib,
-count like any other.
+is the trunk, the only package that sees all of them, and `benchmarks` stands beside it and measures it. Imports
+inside functions, or by name with importlib, count like any other.
 """
 
 import ast
@@ -29,7 +29,7 @@ class Rule(NamedTuple):
     denied: frozenset[str] = frozenset()  # parts of an allowed library that stay closed
 
 
-OURS = frozenset({"envs", "agents", "world_model", "mbrl"})
+OURS = frozenset({"envs", "agents", "world_model", "mbrl", "benchmarks"})
 LOGGER = frozenset({"torch.utils.tensorboard"})
 RULES = {
     "envs": Rule(
@@ -38,7 +38,8 @@ RULES = {
     "agents": Rule(frozenset({"torch", "numpy"}), denied=LOGGER),
     "world_model": Rule(frozenset({"torch", "numpy", "safetensors"}), denied=LOGGER),
     "world_model/data": Rule(frozenset({"torch", "numpy", "safetensors", "av", "h5py", "pyarrow"}), denied=LOGGER),
-    "mbrl": Rule(frozenset({"*"}), denied=frozenset({"tests", "conftest", "pytest"})),
+    "mbrl": Rule(frozenset({"*"}), denied=frozenset({"tests", "conftest", "pytest", "benchmarks"})),
+    "benchmarks": Rule(frozenset({"*"}), denied=frozenset({"tests", "conftest", "pytest"})),
 }
 
 
@@ -161,6 +162,8 @@ def test_imports_follow_the_table(path):
         ("world_model", "import av"),
         ("world_model/data", "from ...agents import api"),
         ("mbrl", "from tests import conftest"),
+        ("mbrl", "from benchmarks import measure"),
+        ("benchmarks", "import tests.tiny"),
     ],
 )
 def test_forbidden_imports_are_seen(folder, source):
@@ -272,5 +275,5 @@ def test_make_help_lists_the_targets_that_exist():
     phony = {target for line in re.findall(r"^\.PHONY:(.*)$", makefile, re.MULTILINE) for target in line.split()}
     shown = set(re.findall(r'^\t@echo "make (\w+) ', makefile, re.MULTILINE))
     assert shown | {"help"} == phony
-    for verb in re.findall(r"-m mbrl\.(\w+)", makefile):
-        assert (ROOT / "mbrl" / f"{verb}.py").is_file(), f"the Makefile calls mbrl.{verb}"
+    for package, verb in re.findall(r"-m (mbrl|benchmarks)\.(\w+)", makefile):
+        assert (ROOT / package / f"{verb}.py").is_file(), f"the Makefile calls {package}.{verb}"

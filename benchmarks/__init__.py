@@ -1,0 +1,1 @@
+"""Speed: what each part costs here, and beside the official iVideoGPT code (docs/performance.md)."""

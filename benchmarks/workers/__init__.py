@@ -1,0 +1,1 @@
+"""The processes that `benchmarks.beside` alternates. Each is run with `python -m`."""
