@@ -198,7 +198,7 @@ def test_states_are_written_back_and_begin_the_next_window():
     states = agent._states
     assert states is not None
     assert states.used == 42
-    assert (states.deter[:42].abs().sum(1) > 0).all()
+    assert (states.deter[:42].abs().sum(1) > 0).sum() == 40, "an episode's first state is zero at the start"
     before = states.deter.clone()
     batch = replay.sample_stream(2, 9, newest=[20, 40])
     started: list[State] = []
@@ -285,7 +285,7 @@ def test_settings_that_cannot_be_used(key, value, says):
     [
         ("dreamerv3.size=size13m", "dreamerv3: size='size13m' is unknown"),
         ("dreamerv3.train_ration=3", "did you mean 'dreamerv3.train_ratio'"),
-        ("image_size=40", "image_size=40: pictures of 40x40 pixels do not fit"),
+        ("image_size=36", "image_size=36: pictures of 36x36 pixels do not fit"),
     ],
 )
 def test_errors_are_one_line(typed: Command, run_root: Path, word: str, says: str):
@@ -323,9 +323,10 @@ def test_a_run_cut_off_ends_bit_equal(whole: Path, run_root: Path, monkeypatch: 
         if self.frame == frame:
             raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(Trainer, "act", until)
-        train(run_root, *TINY_DREAMER)
+        with pytest.raises(KeyboardInterrupt):
+            train(run_root, *TINY_DREAMER)
     again = train(run_root, *TINY_DREAMER)
     assert different(whole, again) == []
     saved = [torch.load(run / "checkpoints" / "000000160" / "agent.pt", weights_only=True) for run in (whole, again)]

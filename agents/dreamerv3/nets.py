@@ -160,7 +160,8 @@ def stages(frame_shape: tuple[int, int, int], depth: int) -> tuple[int, int, lis
     count = len(MULTIPLIERS) if height >= 64 else len(MULTIPLIERS) - 1
     smallest = height // 2**count
     if height != width or height % 2**count or smallest < SMALLEST_MAP:
-        raise ValueError(f"pictures of {height}x{width} pixels do not fit: their side must be 32 or a multiple of 16")
+        fitting = "a multiple of 8 from 24 on, of 16 from 64 on"
+        raise ValueError(f"pictures of {height}x{width} pixels do not fit: their side must be {fitting}")
     return channels, smallest, [depth * multiplier for multiplier in MULTIPLIERS[:count]]
 
 

@@ -3,6 +3,7 @@
 PYTHONPATH=<checkout of danijar/dreamerv3> python make_golden.py <folder>
 """
 
+import itertools
 import pathlib
 import sys
 
@@ -61,11 +62,15 @@ class Noise:
             self.normal.append(np.asarray(normal))
         return normal
 
-    def take(self):
-        drawn = {f"gumbel{i}": x for i, x in enumerate(self.gumbel)}
-        drawn |= {f"normal{i}": x for i, x in enumerate(self.normal)}
+    def take(self, steps):
+        """What the last pass drew that counts. Before each scan its body is run once more, to no effect."""
+        gumbel = iter(self.gumbel[-sum(steps) - len(steps) :])
+        normal = self.normal[-HORIZON - 1 - (len(steps) == 2) :]  # a loss draws one action more, and never uses it
+        drawn = [x for count in steps for x in list(itertools.islice(gumbel, 1 + count))[1:]]
+        kept = {f"gumbel{i}": x for i, x in enumerate(drawn)}
+        kept |= {f"normal{i}": x for i, x in enumerate(normal[1 : 1 + HORIZON])}
         self.gumbel, self.normal = [], []
-        return drawn
+        return kept
 
 
 def make_agent():
@@ -86,7 +91,7 @@ def make_agent():
 def make_data(rng):
     """Windows of 1 + STEPS steps in which episodes end and begin, and states for their first steps."""
     lead = (BATCH, 1 + STEPS)
-    blocks = rng.integers(0, 256, (*lead, 8, 8, 3))
+    blocks = rng.integers(108, 148, (*lead, 8, 8, 3))  # about what the decoder begins with, so that other losses count
     flags = {name: np.zeros(lead, bool) for name in ("is_first", "is_last", "is_terminal")}
     flags["is_last"][0, 1] = flags["is_terminal"][0, 1] = flags["is_first"][0, 2] = True
     flags["is_last"][1, 2] = flags["is_first"][1, 3] = True
@@ -110,15 +115,17 @@ def disturb(state, rng):
         value, part = np.asarray(value), name.rsplit("/", 1)[-1]
         if name.startswith("opt/"):
             state[name] = jnp.zeros_like(value)
-        elif name == "retnorm/lo" or name == "retnorm/hi":
-            state[name] = jnp.float32(-0.3 if name.endswith("lo") else 2.9)
+        elif name.startswith("retnorm/"):
+            state[name] = jnp.float32(-0.3 if "/lo/" in name else 2.9)
         elif part == "bias" and name.split("/")[-2] == "logits":
             far = np.abs(np.arange(len(value)) - len(value) // 2)
-            state[name] = jnp.asarray(-0.3 * far + rng.normal(0, 1, value.shape), jnp.float32)
+            state[name] = jnp.asarray(-0.25 * far + rng.normal(0, 1, value.shape), jnp.float32)
         elif part == "bias":
             state[name] = jnp.asarray(rng.normal(0, 0.1, value.shape), jnp.float32)
         elif part == "scale":
             state[name] = jnp.asarray(rng.normal(1, 0.1, value.shape), jnp.float32)
+        elif part == "kernel" and name.split("/")[-2] in ("obslogit", "priorlogit"):
+            state[name] = jnp.asarray(rng.normal(0, 0.8, value.shape), jnp.float32)
         elif part == "kernel" and name.split("/")[-2] in ("logits", "mean", "stddev"):
             state[name] = jnp.asarray(rng.normal(0, 0.3, value.shape), jnp.float32)
     return state
@@ -170,10 +177,9 @@ def main(folder):
                 state[name] = state["val/" + name.removeprefix("slowval/")] * 1.1 + 0.01
         keep("weights", numbers(state))
 
-        noise.take()
         seed = jax.random.PRNGKey(1)
         _, (loss, grads, aux) = nj.pure(gradients)(dict(state), data, seed=seed, create=False)
-        keep("loss/noise", noise.take())
+        keep("loss/noise", noise.take([STEPS, HORIZON]))
         keep("loss/gradient", grads)
         keep("loss", aux[2]["losses"] | {"total": loss})
         keep("loss/metrics", aux[3])
@@ -181,13 +187,13 @@ def main(folder):
 
         first = {name: data[f"dyn/{name}"][:, 0] for name in ("deter", "stoch")}
         _, imagined = nj.pure(imagine)(dict(state), **first, seed=seed, create=False)
-        keep("imagine/noise", noise.take())
+        keep("imagine/noise", noise.take([HORIZON]))
         keep("imagine", imagined)
 
         trained = dict(state)
         for i in range(UPDATES):
             trained, metrics = nj.pure(train)(trained, data, seed=jax.random.PRNGKey(2 + i), create=False)
-            keep(f"update{i}/noise", noise.take())
+            keep(f"update{i}/noise", noise.take([STEPS, HORIZON]))
             keep(f"update{i}", {"grad_norm": metrics["opt/grad_norm"]})
         keep("trained", numbers(trained))
 
