@@ -8,8 +8,11 @@ update (`agents/dreamerv3`); how often follows from `dreamerv3.train_ratio`. Win
 from typing import Any
 
 from agents import DreamerV3, StreamBatch
-from mbrl.run import Run
+from mbrl.evaluate import Evaluation
+from mbrl.run import Run, stream_seed
 from mbrl.trainer import Trainer
+from mbrl.validate import validate_dreamer
+from mbrl.video import encode_gif
 
 
 class Dreamer(Trainer):
@@ -67,6 +70,16 @@ class Dreamer(Trainer):
             newest.append(added - self.offered)
             self.offered += length
         return self.replay.sample_stream(c.batch_size, length, newest)
+
+    def evaluate(self) -> Evaluation:
+        """Also holds the world model against the evaluation episodes, which it never trained on."""
+        result = super().evaluate()
+        seed = stream_seed(self.settings.seed, "validation", self.frame)
+        metrics, grid = validate_dreamer(self.agent, result.episodes, seed)
+        self.run.log(self.frame, {f"world_model/{name}": value for name, value in metrics.items()})
+        if grid is not None:
+            self.run.log_video("imagined/dream", self.frame, encode_gif(grid, fps=3))
+        return result
 
     def parts(self) -> dict[str, Any]:
         return super().parts() | {"stream.json": {"remembered": self.remembered, "offered": self.offered}}

@@ -19,6 +19,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from agents.api import StateMismatch, StreamBatch, TransitionBatch
@@ -98,9 +99,9 @@ class DreamerV3:
             beta2=c.beta2,
             eps=c.eps,
         )
-        self.noise = Noise(torch.Generator(self.device).manual_seed(seed))
+        self.noise = self._noise(seed)
         # Evaluation draws from a stream of its own: evaluating more often must not change training.
-        self._evaluation_noise = Noise(torch.Generator(self.device).manual_seed(seed + 1))
+        self._evaluation_noise = self._noise(seed + 1)
         self._episodes: dict[bool, _Memory | None] = {False: None, True: None}
         self._states: StateMemory | None = None
 
@@ -131,6 +132,40 @@ class DreamerV3:
         self._episodes[eval_mode] = _Memory(state, action)
         return action
 
+    # -- dreaming, to be looked at -----------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def dream(self, frames: Tensor, actions: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        """Goes on from K frames uint8 (B, K, 3, H, W) under actions (B, K - 1 + L, A), the first K - 1 of them between.
+
+        Returns:
+            Pictures (B, L, 3, H, W) in (0, 1) and rewards (B, L), each earned on arriving there.
+        """
+        noise, weights, known = self._noise(seed), self.model.rssm.prepare(), frames.shape[1]
+        states = self._see(frames, actions[:, : known - 1], noise)
+        state, dreamt = State(states.deter[:, -1], states.stoch[:, -1]), []
+        for action in actions[:, known - 1 :].unbind(1):
+            state = self.model.rssm.step(state, action, noise, weights)
+            dreamt.append(state)
+        states = State(*(torch.stack(parts, 1) for parts in zip(*dreamt, strict=True)))
+        return self.model.decoder(*states), self.model.reward.mean(self.model.reward(states.features))
+
+    @torch.no_grad()
+    def reconstruct(self, frames: Tensor, actions: Tensor, seed: int) -> Tensor:
+        """Frames (B, T, 3, H, W), drawn by the model that has seen them with the actions (B, T - 1, A) between."""
+        return self.model.decoder(*self._see(frames, actions, self._noise(seed)))
+
+    def _see(self, frames: Tensor, actions: Tensor, noise: Noise) -> State:
+        """States (B, T, ...) of frames that begin nowhere special, with the actions (B, T - 1, A) between them."""
+        is_first = torch.zeros(frames.shape[:2], dtype=torch.bool, device=self.device)
+        is_first[:, 0] = True
+        led_here = F.pad(actions, (0, 0, 1, 0))  # (B, T, A)
+        start = self.model.rssm.initial(len(frames))
+        return self.model.rssm.observe(start, self.model.encoder(frames), led_here, is_first, noise)[0]
+
+    def _noise(self, seed: int) -> Noise:
+        return Noise(torch.Generator(self.device).manual_seed(seed))
+
     # -- learning ----------------------------------------------------------------------------------------------------
 
     def make_memory(self, slots: int) -> None:
@@ -143,8 +178,7 @@ class DreamerV3:
         assert self._states is not None, "make_memory comes first"
         self._states.reserve(stream.slots)
         stream = stream.to(self.device)
-        start, actions = self.model.rssm.initial(len(stream.frames)), torch.zeros_like(stream.actions)
-        actions[:, 1:] = stream.actions[:, :-1]
+        start, actions = self.model.rssm.initial(len(stream.frames)), F.pad(stream.actions[:, :-1], (0, 0, 1, 0))
         features = self.model.encoder(stream.frames)
         states, _ = self.model.rssm.observe(start, features, actions, stream.is_first, self.noise)
         self._states.write(stream.slots, states)

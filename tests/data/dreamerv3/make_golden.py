@@ -30,6 +30,7 @@ WIDTHS = {
     r".*\.depth": 2,
     r".*\.units": 8,
     r".*\.imag_length": HORIZON,
+    r".*\.free_nats": 5.0,  # so that they hold back some steps and not others
     r".*\.opt\.warmup": 2,
     r".*\.opt\.lr": 1e-3,
 }
