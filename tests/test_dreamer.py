@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ CONFIG = dataclasses.replace(
     batch_length=8,
     lr=1e-3,
 )
+ROOT = Path(__file__).resolve().parent.parent
 TINY_DREAMER = ("agent=dreamerv3", "dreamerv3.batch_size=2", "dreamerv3.batch_length=12", "dreamerv3.train_ratio=12")
 
 
@@ -305,6 +307,12 @@ def test_what_the_loop_leaves(whole: Path):
     lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     logged = {line["frame"] for line in lines if "agent/reconstruction_loss" in line}
     assert logged == set(range(60, 161, 20)), "it learns once the random policy is done"
+    explained = (ROOT / "docs/metrics.md").read_text()
+    tags = {tag for line in lines for tag in line} - {"frame", "wall_time_s"}
+    assert {tag for tag in tags if f"| `{tag}` |" not in explained} == set()
+    only = set(re.findall(r"^\| `(agent/\w+)` .*Only with `AGENT=dreamerv3`", explained, re.MULTILINE))
+    assert only == {tag for tag in tags if tag.startswith("agent/")}
+    assert {"world_model/moving_error_ratio", "world_model/reward_mae"} <= tags
     newest = whole / "checkpoints" / "000000160"
     assert {"agent.safetensors", "agent.pt", "stream.json"} <= {path.name for path in newest.iterdir()}
 
