@@ -16,6 +16,7 @@ from agents import DreamerV3, InvalidConfig, StateMismatch, StreamBatch
 from agents.dreamerv3.nets import Decoder, Encoder, NormSiLU, UpConv
 from agents.dreamerv3.rssm import State
 from mbrl.dreamer import Dreamer
+from mbrl.evaluate import evaluate
 from mbrl.replay import Episode, ReplayBuffer, ReplayError
 from mbrl.run import Run
 from mbrl.settings import load
@@ -140,12 +141,12 @@ def test_only_the_newest_frame_counts():
 
 def test_evaluation_does_not_disturb_a_training_episode():
     taken = []
-    for evaluate in (False, True):
+    for interrupted in (False, True):
         agent = make_agent()
         agent.begin_episode(eval_mode=False)
         for picture in pictures(3):
             taken.append(agent.act(picture[None], 0, eval_mode=False))
-            if evaluate:
+            if interrupted:
                 agent.begin_episode(eval_mode=True)
                 agent.act(pictures(1, seed=7), 0, eval_mode=True)
     assert torch.equal(torch.cat(taken[:3]), torch.cat(taken[3:]))
@@ -315,6 +316,13 @@ def test_what_the_loop_leaves(whole: Path):
     assert {"world_model/moving_error_ratio", "world_model/reward_mae"} <= tags
     newest = whole / "checkpoints" / "000000160"
     assert {"agent.safetensors", "agent.pt", "stream.json"} <= {path.name for path in newest.iterdir()}
+
+
+def test_a_checkpoint_is_evaluated(typed: Command, whole: Path):
+    words = ("task=toy/reach", "agent=dreamerv3", f"run_root={whole.parents[3]}", "num_eval_episodes=1")
+    lines = [typed(evaluate, *words)[:2] for _ in range(2)]
+    assert lines[0] == lines[1], "it draws from a stream of its own"
+    assert (lines[0][0], "at frame 160: success rate" in lines[0][1]) == (0, True)
 
 
 @pytest.mark.parametrize("frame", [30, 110])
