@@ -172,6 +172,25 @@ def test_every_weight_has_its_official_one(golden, agent):
     assert taken <= official
 
 
+def test_start_weights_are_as_wide(golden, config):
+    """The kernels that make_golden.py left as the official code had drawn them, against a fresh draw of ours."""
+    agent = DreamerV3((9, 64, 64), 2, config, "cpu", seed=3)
+    official, drawn = ours(golden, "weights", agent), agent.weights()
+    left = [name for name, value in drawn.items() if name.endswith("weight") and value.numel() >= 100]
+    left = [name for name in left if "logits" not in name]
+    assert len(left) > 15
+    for name in left:
+        ratio = float(drawn[name].std() / official[name].std())
+        assert ratio == pytest.approx(1, abs=4 / drawn[name].numel() ** 0.5), name
+    for name, value in drawn.items():
+        if name.endswith(("bias", "scale")):
+            assert torch.equal(value, torch.full_like(value, float(name.endswith("scale")))), name
+    for head in ("model.reward", "behaviour.critic", "behaviour.slow_critic"):
+        assert drawn[f"{head}.logits.weight"].abs().max() == 0
+    for head in ("mean", "std"):
+        assert 0.001 < drawn[f"behaviour.actor.{head}.weight"].std() * 8**0.5 < 0.02
+
+
 def test_observing(golden, agent):
     noise, data = StoredNoise(golden, "loss"), batch(golden)
     features = agent.model.encoder(data.frames[:, 1:])
