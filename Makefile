@@ -29,7 +29,7 @@ help:
 	@echo "make lint      check style and types"
 	@echo
 	@echo "TASK=coffee-push     a Meta-world task, dm_control/walker-walk, ..., or toy/reach"
-	@echo "AGENT=mbpo           mbpo: DrQ-v2 that also learns in an iVideoGPT world model; drqv2: without it"
+	@echo "AGENT=mbpo           mbpo: DrQ-v2 that also learns in an iVideoGPT world model; drqv2: without it; dreamerv3"
 	@echo "SEED=1               of everything random in the run"
 	@echo "PRESET=auto          smoke (minutes), small (a laptop), paper (a GPU), auto (small or paper by device)"
 	@echo "PEER=DIR             a checkout of thuml/iVideoGPT; PEER_PYTHON: the python of an environment that runs it"

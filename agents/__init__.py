@@ -1,16 +1,20 @@
 """Agents: things that act on stacked pictures and learn from batches of transitions (see `agents.api`)."""
 
-from agents.api import Agent, InvalidConfig, StateMismatch, TransitionBatch
+from agents.api import Agent, InvalidConfig, StateMismatch, StreamBatch, TransitionBatch
+from agents.dreamerv3 import DreamerV3, DreamerV3Config
 from agents.drqv2 import DrQv2, DrQv2Config
 from agents.schedules import parse_schedule
 from agents.uniform import Uniform
 
 __all__ = [
     "Agent",
+    "DreamerV3",
+    "DreamerV3Config",
     "DrQv2",
     "DrQv2Config",
     "InvalidConfig",
     "StateMismatch",
+    "StreamBatch",
     "TransitionBatch",
     "Uniform",
     "parse_schedule",

@@ -20,7 +20,14 @@ Time is drawn here once; every other file points at this drawing::
         discount  g^m, or 0 when the episode terminated at f(i+m)  (a time limit is no termination)
         next_obs  f(i+m-2) f(i+m-1) f(i+m)
 
-Letters: B batch, C stacked channels, H W picture, A action.
+    A stream is episodes laid end to end. Its steps are frames, so a step's action and reward are those that follow it:
+
+        step      f0 f1 ... f(T-1) f(T)  f0' f1' ...
+        action    a0 a1 ... a(T-1)  0    a0' a1' ...      0 behind the last frame of an episode; the reward likewise
+        is_first  1  0      0       0    1   0
+        is_last   0  0      0       1    0   0            is_terminal: the same where the episode terminated
+
+Letters: B batch, L steps of a window, C stacked channels, H W picture, A action.
 """
 
 from __future__ import annotations
@@ -59,8 +66,31 @@ class TransitionBatch(NamedTuple):
         return TransitionBatch(*(torch.cat(fields) for fields in zip(*batches, strict=True)))
 
 
+class StreamBatch(NamedTuple):
+    """Windows of a stream as drawn above; one may run from an episode into the next."""
+
+    frames: Tensor  # uint8 (B, L, 3, H, W)
+    actions: Tensor  # float32 (B, L, A)
+    rewards: Tensor  # float32 (B, L)
+    is_first: Tensor  # bool (B, L)
+    is_last: Tensor  # bool (B, L)
+    is_terminal: Tensor  # bool (B, L)
+    slots: Tensor  # int64 (B, L), where the step lies in the replay: the same step has the same slot in every window
+
+    def to(self, device: torch.device | str) -> StreamBatch:
+        """The same batch on `device`."""
+        return StreamBatch(*(field.to(device, non_blocking=True) for field in self))
+
+
 class Agent(Protocol):
     """The contract that the loops in `mbrl/` rely on."""
+
+    def begin_episode(self, eval_mode: bool) -> None:
+        """The next `act` with this `eval_mode` sees the first observation of an episode.
+
+        An agent with a memory forgets the episode before. Training and evaluation have memories of their own.
+        """
+        ...
 
     def act(self, obs: Tensor, decision: int, eval_mode: bool) -> Tensor:
         """Actions float32 (B, A) in [-1, 1] for obs uint8 (B, C, H, W).
@@ -70,10 +100,11 @@ class Agent(Protocol):
         """
         ...
 
-    def update(
-        self, batch: TransitionBatch, decision: int, demonstrations: TransitionBatch | None = None
-    ) -> dict[str, Tensor]:
-        """One learning step; returns a flat dict of detached scalars, still on the device."""
+    def update(self, batch: Any, decision: int, demonstrations: TransitionBatch | None = None) -> dict[str, Tensor]:
+        """One learning step; returns a flat dict of detached scalars, still on the device.
+
+        `batch` is what the agent's loop samples: a `TransitionBatch`, or a `StreamBatch` for one with a memory.
+        """
         ...
 
     def guide_batch_size(self, decision: int) -> int:

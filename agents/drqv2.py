@@ -146,6 +146,9 @@ class DrQv2:
         self._actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=config.lr, fused=True)
         self._generator = torch.Generator(self.device).manual_seed(seed)
 
+    def begin_episode(self, eval_mode: bool) -> None:
+        """It remembers nothing."""
+
     @torch.no_grad()
     def act(self, obs: Tensor, decision: int, eval_mode: bool) -> Tensor:
         """Actions float32 (B, A) in [-1, 1] for obs uint8 (B, C, H, W); with `eval_mode` the mean."""

@@ -21,6 +21,9 @@ class Uniform:
         # Evaluation draws from a stream of its own: evaluating more often must not change training.
         self._evaluation = torch.Generator(self.device).manual_seed(seed)
 
+    def begin_episode(self, eval_mode: bool) -> None:
+        """It remembers nothing."""
+
     def act(self, obs: Tensor, decision: int, eval_mode: bool) -> Tensor:
         """Actions float32 (B, A); of `obs` only the batch size is read."""
         generator = self._evaluation if eval_mode else self._training

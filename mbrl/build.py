@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 import envs
-from agents import Agent, DrQv2, Uniform
+from agents import Agent, DreamerV3, DrQv2, Uniform
 from mbrl.run import stream_seed
 from mbrl.settings import Settings, UserError
 from world_model import IVideoGPT, WeightsError
@@ -47,6 +47,11 @@ def make_agent(settings: Settings, env: envs.PixelEnv, device: torch.device) -> 
     seed = stream_seed(settings.seed, "agent")
     if settings.agent in ("drqv2", "mbpo"):
         return DrQv2((channels, height, width), action_dim, settings.drqv2, device, seed)
+    if settings.agent == "dreamerv3":
+        try:
+            return DreamerV3((channels, height, width), action_dim, settings.dreamerv3, device, seed)
+        except ValueError as error:
+            raise UserError(f"image_size={settings.image_size}: {error}") from error
     if settings.agent == "uniform":
         return Uniform(action_dim, device, seed)
     raise UserError(f"agent={settings.agent} has a file in configs/agents but no line in mbrl/build.py")

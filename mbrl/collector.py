@@ -48,6 +48,7 @@ class Collector:
         if self._obs is None:
             self._obs, _ = self.env.reset(seed=stream_seed(self._run.settings.seed, "episode", self._played))
             self._frames, self._actions, self._rewards, self._success = [self._obs[-3:]], [], [], 0.0
+            agent.begin_episode(eval_mode=False)
         action = agent.act(torch.from_numpy(self._obs)[None], self.decision, eval_mode=False)[0].float().cpu().numpy()
         self._obs, reward, terminated, truncated, info = self.env.step(action)
         self._frames.append(self._obs[-3:])

@@ -36,6 +36,7 @@ def play(agent: Agent, env: envs.PixelEnv, decision: int, seeds: Sequence[int]) 
     episodes, successes = [], []
     for seed in seeds:
         obs, _ = env.reset(seed=seed)
+        agent.begin_episode(eval_mode=True)
         frames, actions, rewards, success, over, terminated = [obs[-3:]], [], [], 0.0, False, False
         while not over:
             action = agent.act(torch.from_numpy(obs)[None], decision, eval_mode=True)[0].float().cpu().numpy()

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents import TransitionBatch
+from agents import StreamBatch, TransitionBatch
 
 
 class ReplayError(ValueError):
@@ -130,17 +130,18 @@ class ReplayBuffer:
         self._discounts = discount ** np.arange(nstep + 1, dtype=np.float64)
         self._generator = np.random.default_rng(seed)
 
-        self._num_slots = capacity + frame_stack * -(-capacity // episode_decisions)
-        self._frames = _allocate((self._num_slots, *frame_shape), memory_limit_bytes, scratch)
-        self._actions = np.zeros((self._num_slots, action_dim), np.float32)
-        self._rewards = np.zeros(self._num_slots, np.float32)
+        self.num_slots = capacity + frame_stack * -(-capacity // episode_decisions)
+        self._frames = _allocate((self.num_slots, *frame_shape), memory_limit_bytes, scratch)
+        self._actions = np.zeros((self.num_slots, action_dim), np.float32)
+        self._rewards = np.zeros(self.num_slots, np.float32)
         # Per slot: frames of its episode before it, decisions from it to the end, and how that came.
-        self._before = np.zeros(self._num_slots, np.int32)
-        self._remaining = np.zeros(self._num_slots, np.int32)
-        self._terminated = np.zeros(self._num_slots, bool)
+        self._before = np.zeros(self.num_slots, np.int32)
+        self._remaining = np.zeros(self.num_slots, np.int32)
+        self._terminated = np.zeros(self.num_slots, bool)
         self._clear()
 
     def _clear(self) -> None:
+        self.frames_added = 0  # ever, with those dropped again
         self._episodes: deque[_Span] = deque()
         self._next_slot, self._used_slots = 0, 0
         # Starts of the windows of a given number of frames. Two frames are one decision, so [2] is all
@@ -157,6 +158,11 @@ class ReplayBuffer:
         return len(self._episodes)
 
     @property
+    def num_frames(self) -> int:
+        """Frames held: the steps of the stream."""
+        return self._used_slots
+
+    @property
     def nbytes(self) -> int:
         """Memory that the frames take, full or not."""
         return self._frames.nbytes
@@ -169,10 +175,10 @@ class ReplayBuffer:
         """
         self._check(episode)
         decisions, num_frames = len(episode.actions), len(episode.frames)
-        while len(self) + decisions > self.capacity or self._used_slots + num_frames > self._num_slots:
+        while len(self) + decisions > self.capacity or self._used_slots + num_frames > self.num_slots:
             self._evict()
 
-        slots = (self._next_slot + np.arange(num_frames)) % self._num_slots
+        slots = (self._next_slot + np.arange(num_frames)) % self.num_slots
         deciding = slots[episode.prefix : -1]
         self._frames[slots] = episode.frames
         self._actions[slots], self._rewards[slots] = 0.0, 0.0
@@ -183,8 +189,9 @@ class ReplayBuffer:
 
         span = _Span(self._next_slot, episode.prefix, decisions)
         self._episodes.append(span)
-        self._next_slot = (self._next_slot + num_frames) % self._num_slots
+        self._next_slot = (self._next_slot + num_frames) % self.num_slots
         self._used_slots += num_frames
+        self.frames_added += num_frames
         for length, queue in self._starts.items():
             queue.push(self._window_starts(span, length))
 
@@ -205,7 +212,7 @@ class ReplayBuffer:
             raise ReplayError("episode holds an action or a reward that is not finite")
         if decisions < 1:
             raise ReplayError("episode has no decision")
-        if decisions > self.capacity or len(episode.frames) > self._num_slots:
+        if decisions > self.capacity or len(episode.frames) > self.num_slots:
             raise ReplayError(
                 f"episode of {decisions} decisions does not fit a buffer of {self.capacity}: make it larger"
             )
@@ -218,7 +225,7 @@ class ReplayBuffer:
 
     def _window_starts(self, span: _Span, length: int) -> np.ndarray:
         count = max(0, span.decisions + 2 - length)  # windows of `length` among T + 1 frames
-        return (span.slot + span.prefix + np.arange(count)) % self._num_slots
+        return (span.slot + span.prefix + np.arange(count)) % self.num_slots
 
     def sample(self, batch_size: int) -> TransitionBatch:
         """n-step transitions, uniform over every decision held, the last ones of an episode included.
@@ -233,7 +240,7 @@ class ReplayBuffer:
         remaining = self._remaining[slots]  # (B,)
         steps = np.minimum(nstep, remaining)
         ahead = np.arange(nstep)
-        rewards = self._rewards[(slots[:, None] + ahead) % self._num_slots]  # (B, n)
+        rewards = self._rewards[(slots[:, None] + ahead) % self.num_slots]  # (B, n)
         returns = np.where(ahead < steps[:, None], rewards, 0.0) @ self._discounts[:-1]  # (B,)
         over = self._terminated[slots] & (steps == remaining)
         discounts = np.where(over, 0.0, self._discounts[steps])
@@ -242,7 +249,7 @@ class ReplayBuffer:
             action=torch.from_numpy(self._actions[slots]),
             reward=torch.from_numpy(returns.astype(np.float32)[:, None]),
             discount=torch.from_numpy(discounts.astype(np.float32)[:, None]),
-            next_obs=self._stacks((slots + steps) % self._num_slots).flatten(1, 2),
+            next_obs=self._stacks((slots + steps) % self.num_slots).flatten(1, 2),
         )
 
     def sample_segments(self, batch_size: int, length: int) -> SegmentBatch:
@@ -253,11 +260,36 @@ class ReplayBuffer:
         Raises:
             ReplayError: no episode held is long enough, or `length` is below 2.
         """
-        slots = (self._draw(batch_size, length)[:, None] + np.arange(length)) % self._num_slots  # (B, length)
+        slots = (self._draw(batch_size, length)[:, None] + np.arange(length)) % self.num_slots  # (B, length)
         return SegmentBatch(
             frames=self._gather(slots),
             actions=torch.from_numpy(self._actions[slots]),
             rewards=torch.from_numpy(self._rewards[slots]),
+        )
+
+    def sample_stream(self, batch_size: int, length: int, newest: Sequence[int] = ()) -> StreamBatch:
+        """Windows of `length` steps of the stream of all episodes held, end to end (drawn in `agents/api.py`).
+
+        The first windows begin `newest` steps before the stream's end, the others anywhere, uniformly. For episodes
+        without prefix frames.
+
+        Raises:
+            ReplayError: fewer steps are held than a window has.
+        """
+        if length > self.num_frames:
+            raise ReplayError(f"a window has {length} steps, but the buffer holds {self.num_frames}")
+        drawn = self._generator.integers(length, self.num_frames + 1, size=batch_size - len(newest))
+        starts = self._next_slot - np.concatenate([np.asarray(newest, np.int64), drawn])
+        slots = (starts[:, None] + np.arange(length)) % self.num_slots  # (B, length)
+        is_last = self._remaining[slots] == 0
+        return StreamBatch(
+            frames=self._gather(slots),
+            actions=torch.from_numpy(self._actions[slots]),
+            rewards=torch.from_numpy(self._rewards[slots]),
+            is_first=torch.from_numpy(self._before[slots] == 0),
+            is_last=torch.from_numpy(is_last),
+            is_terminal=torch.from_numpy(is_last & self._terminated[slots]),
+            slots=torch.from_numpy(slots),
         )
 
     def sample_starts(self, batch_size: int) -> Tensor:
@@ -283,7 +315,7 @@ class ReplayBuffer:
     def _stacks(self, slots: np.ndarray) -> Tensor:
         """Frame stacks (B, K, C, H, W) that end at `slots` (B,), padded with the episode's first frame."""
         back = np.minimum(np.arange(self.frame_stack)[::-1], self._before[slots][:, None])  # (B, K)
-        return self._gather((slots[:, None] - back) % self._num_slots)
+        return self._gather((slots[:, None] - back) % self.num_slots)
 
     def _gather(self, slots: np.ndarray) -> Tensor:
         """Frames at `slots` of any shape: (*slots.shape, C, H, W)."""
@@ -292,7 +324,7 @@ class ReplayBuffer:
     def episodes(self) -> Iterator[Episode]:
         """Copies of the episodes held, oldest first."""
         for span in self._episodes:
-            slots = (span.slot + np.arange(span.frames)) % self._num_slots
+            slots = (span.slot + np.arange(span.frames)) % self.num_slots
             deciding = slots[span.prefix : -1]
             yield Episode(
                 frames=self._frames[slots],

@@ -26,7 +26,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import envs
-from agents import DrQv2Config
+from agents import DreamerV3Config, DrQv2Config
 from world_model import TokenizerConfig, TransformerConfig
 from world_model.learner import LearnerConfig
 
@@ -115,6 +115,7 @@ class Settings:
     wandb: bool
     # parts
     drqv2: DrQv2Config
+    dreamerv3: DreamerV3Config
     world_model: WorldModelSettings
 
     def __post_init__(self) -> None:

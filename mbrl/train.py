@@ -4,13 +4,14 @@ Every key stands in configs/config.yaml. The run's folder is runs/<task>/<agent>
 """
 
 from mbrl.command import command
+from mbrl.dreamer import Dreamer
 from mbrl.mbpo import MBPO
 from mbrl.online import Online
 from mbrl.run import Run
 from mbrl.settings import Settings, load
 from mbrl.trainer import Trainer
 
-LOOPS: dict[str, type[Trainer]] = {"mbpo": MBPO}  # every other agent learns online
+LOOPS: dict[str, type[Trainer]] = {"mbpo": MBPO, "dreamerv3": Dreamer}  # every other agent learns online
 
 
 def train(settings: Settings) -> None:

@@ -1,14 +1,14 @@
 """The verbs that every training loop is made of: act, learn to act, evaluate, save.
 
-`online.py` and `mbpo.py` are loops over them. What a trainer holds, it can save and restore: after a restart from the
-checkpoint of frame F, everything computed on a CPU from F on is the same, bit for bit.
+`online.py`, `mbpo.py` and `dreamer.py` are loops over them. What a trainer holds, it can save and restore: after a
+restart from the checkpoint of frame F, everything computed on a CPU from F on is the same, bit for bit.
 """
 
 from typing import Any
 
 import torch
 
-from agents import Agent, TransitionBatch, Uniform
+from agents import Agent, StreamBatch, TransitionBatch, Uniform
 from envs import demonstrations
 from mbrl.build import environment_keywords, make_agent, make_env
 from mbrl.collector import Collector
@@ -123,13 +123,17 @@ class Trainer:
         if self.collector.between_episodes and not last and ahead > self.settings.checkpoint_every_frames:
             self.save()
 
+    @property
+    def updates_per_decision(self) -> float:
+        return self.settings.agent_updates_per_decision
+
     def updates_due(self) -> int:
         """Agent updates that belong to this decision, for rates such as 0.5 as well."""
-        rate, decision = self.settings.agent_updates_per_decision, self.collector.decision
+        rate, decision = self.updates_per_decision, self.collector.decision
         return int(rate * (decision + 1)) - int(rate * decision)
 
-    def learn_to_act(self, batch: TransitionBatch) -> None:
-        """One update of the agent."""
+    def learn_to_act(self, batch: TransitionBatch | StreamBatch) -> None:
+        """One update of the agent, on a batch of the kind that it learns from."""
         guide, decision = None, self.collector.decision
         if self.demonstrations is not None and (size := self.agent.guide_batch_size(decision)) > 0:
             guide = self.demonstrations.sample(size)

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from agents import DreamerV3
 from mbrl.replay import Episode
 from mbrl.rollout import to_float, to_uint8
 from mbrl.video import dream_grid
@@ -22,6 +23,7 @@ from world_model.metrics import copied_share, correlation, moving_errors, psnr
 
 CLIPS = 32  # clips that the numbers are means over
 SHOWN = 3  # clips in the video
+SEEN = 5  # frames that a model with a memory sees before it dreams
 
 
 def cut_clips(episodes: Sequence[Episode], count: int, length: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -78,27 +80,61 @@ def validate(
     assert dream.rewards is not None
     targets = tokens[:, layout.prefix + 1 :]
     likeliest = told.logits[:, :-1].argmax(-1)
-    last = context[:, -1]
-    errors = moving_errors(dream.frames.float(), true, last)
-    metrics = {
-        "dream_mse": float((dream.frames - true).square().mean()),
-        "dream_psnr": float(psnr(dream.frames.float(), true).mean()),
-        "copy_psnr": float(psnr(last[:, None].expand_as(true), true).mean()),
-        "moving_error_ratio": errors.ratio,
-        "moving_error_ratio_shuffled": moving_errors(shuffled.frames.float(), true, last).ratio,
-        "reconstruction_error_ratio": moving_errors(seen.float(), true, last).ratio,
-        "reward_mae": float((dream.rewards - rewards).abs().mean()),
-        "reward_correlation": correlation(dream.rewards, rewards),
+    metrics = compare(true, context[:, -1], rewards, dream.frames, dream.rewards, shuffled.frames, seen) | {
         "token_accuracy": float((likeliest == targets).float().mean()),
         "copied_tokens": float(copied_share(dream.tokens)),
         "copied_tokens_true": float(
             copied_share(layout.split(tokens)[1]),
         ),
     }
-    grid = dream_grid(
-        frames[:SHOWN, known:].numpy(),
-        to_uint8(dream.frames[:SHOWN]).cpu().numpy(),
+    return metrics, show(frames[:, known:], rewards, dream.frames, dream.rewards)
+
+
+def validate_dreamer(
+    agent: DreamerV3, episodes: Sequence[Episode], seed: int
+) -> tuple[dict[str, float], NDArray[np.uint8] | None]:
+    """The same of DreamerV3's world model, for dreams as long as those that it learns to act in.
+
+    It sees `SEEN` frames of a clip first. Tokens it has none.
+    """
+    frames, actions, rewards = cut_clips(episodes, CLIPS, SEEN + agent.config.imagination_length, seed)
+    if not len(frames):
+        return {}, None
+    frames, actions, rewards = (field.to(agent.device) for field in (frames, actions, rewards[:, SEEN - 1 :]))
+    clips = to_float(frames)
+    imagined, predicted = agent.dream(frames[:, :SEEN], actions, seed)
+    shuffled, _ = agent.dream(frames[:, :SEEN], actions.roll(1, 0), seed)
+    seen = agent.reconstruct(frames, actions, seed)[:, SEEN:]
+    metrics = compare(clips[:, SEEN:], clips[:, SEEN - 1], rewards, imagined, predicted, shuffled, seen)
+    return metrics, show(frames[:, SEEN:], rewards, imagined, predicted)
+
+
+def compare(
+    true: Tensor, last: Tensor, rewards: Tensor, dream: Tensor, predicted: Tensor, shuffled: Tensor, seen: Tensor
+) -> dict[str, float]:
+    """What every world model is judged by.
+
+    Frames (B, H, 3, height, width): the true ones after the context's `last`, those of the dream, of the dream under
+    shuffled actions, and of the model that saw the true ones. True and predicted rewards (B, H).
+    """
+    errors = moving_errors(dream.float(), true, last)
+    return {
+        "dream_mse": float((dream - true).square().mean()),
+        "dream_psnr": float(psnr(dream.float(), true).mean()),
+        "copy_psnr": float(psnr(last[:, None].expand_as(true), true).mean()),
+        "moving_error_ratio": errors.ratio,
+        "moving_error_ratio_shuffled": moving_errors(shuffled.float(), true, last).ratio,
+        "reconstruction_error_ratio": moving_errors(seen.float(), true, last).ratio,
+        "reward_mae": float((predicted - rewards).abs().mean()),
+        "reward_correlation": correlation(predicted, rewards),
+    }
+
+
+def show(frames: Tensor, rewards: Tensor, dream: Tensor, predicted: Tensor) -> NDArray[np.uint8]:
+    """The first clips real | imagined | error, for true frames uint8 (B, H, 3, height, width)."""
+    return dream_grid(
+        frames[:SHOWN].cpu().numpy(),
+        to_uint8(dream[:SHOWN]).cpu().numpy(),
         rewards[:SHOWN].float().cpu().numpy(),
-        dream.rewards[:SHOWN].float().cpu().numpy(),
+        predicted[:SHOWN].float().cpu().numpy(),
     )
-    return metrics, grid

@@ -213,6 +213,6 @@ def test_columns_and_keys_of_the_glossary_exist():
     for columns in (EVAL_COLUMNS, TRAIN_COLUMNS):
         assert ", ".join(f"`{column}`" for column in columns) in re.sub(r"\s+", " ", text)
     known = config_keys()
-    named = set(re.findall(r"`((?:world_model|drqv2)\.[\w.]+|\w+_frames|\w+_episodes)`", text))
+    named = set(re.findall(r"`((?:world_model|drqv2|dreamerv3)\.[\w.]+|\w+_frames|\w+_episodes)`", text))
     assert named
     assert named - known == set()
