@@ -58,6 +58,8 @@ def read(settings: CompareSettings, note: Note) -> list[Curve]:
         published = foreign.read_file(path, of_interest, note)
         if published is None and str(path) in settings.runs:
             raise UserError(f"{path} is no file of results that is known here: see mbrl/foreign.py for those that are")
+        if not published and str(path) in settings.runs:
+            raise UserError(f"{path} has no run of {', '.join(sorted(of_interest)) or 'a task that is known here'}")
         curves += published or []
     missing = wanted - {curve.task for curve in curves}
     if missing:

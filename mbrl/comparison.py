@@ -21,6 +21,7 @@ from mbrl.stats import REPS, Array, Estimate, area, bootstrap, improvement, iqm,
 
 ALL = "all tasks"
 ENOUGH_SEEDS = 5
+NEAR = 0.95  # of the way: other people's results that come this far are at the end
 POINTS = 50  # of a curve whose runs were not evaluated at the same points
 TAUS = np.linspace(0, 1, 101)
 THRESHOLDS = (0.5, 0.8)
@@ -90,10 +91,10 @@ class Comparison:
     reps: int = REPS
 
     def protocol(self, method: str) -> str:
-        return next(cell.curves[0].protocol for (_, name), cell in self.cells.items() if name == method)
+        return next(iter(self.by_task(method).values())).curves[0].protocol
 
     def is_ours(self, method: str) -> bool:
-        return next(cell.curves[0].ours for (_, name), cell in self.cells.items() if name == method)
+        return next(iter(self.by_task(method).values())).curves[0].ours
 
     @property
     def same_budget(self) -> bool:
@@ -105,7 +106,7 @@ class Comparison:
         if task is not None:
             return {
                 method: Line(cell.frames, bootstrap(iqm, [cell.scores], self.reps))
-                for method, cell in self._of(task).items()
+                for method, cell in self.by_method(task).items()
             }
         lines = {}
         for method in self.ranked:
@@ -122,7 +123,7 @@ class Comparison:
     def over_minutes(self, task: str | None) -> dict[str, Line]:
         """IQM against training time, as far as all runs of the method got; methods without times are missing."""
         lines = {}
-        methods = self._of(task) if task is not None else self.ranked
+        methods = self.by_method(task) if task is not None else self.ranked
         for method in methods:
             cells = [self.cells[name, method] for name in ([task] if task is not None else self.shared)]
             times = [cell.minutes for cell in cells if cell.minutes is not None]
@@ -165,7 +166,7 @@ class Comparison:
         """Of all tasks together, if there are several, and of each."""
         together = self.ranked if len(self.tasks) > 1 else ()
         rows = [self._row(ALL, method, self.shared) for method in together]
-        return rows + [self._row(task, method, (task,)) for task in self.tasks for method in self._of(task)]
+        return rows + [self._row(task, method, (task,)) for task in self.tasks for method in self.by_method(task)]
 
     def _row(self, name: str, method: str, tasks: tuple[str, ...]) -> Row:
         cells = [self.cells[task, method] for task in tasks]
@@ -194,8 +195,11 @@ class Comparison:
             protocol=self.protocol(method),
         )
 
-    def _of(self, task: str) -> dict[str, Cell]:
+    def by_method(self, task: str) -> dict[str, Cell]:
         return {method: self.cells[task, method] for method in self.methods if (task, method) in self.cells}
+
+    def by_task(self, method: str) -> dict[str, Cell]:
+        return {task: self.cells[task, method] for task in self.tasks if (task, method) in self.cells}
 
     def _final(self, method: str) -> list[Array]:
         return [self.cells[task, method].scores[:, -1] for task in self.shared]
@@ -225,14 +229,15 @@ def compare(curves: Sequence[Curve], note: Note, frames: int | None = None, reps
         ends[task] = frames or _end(task, [curve for curve in group if curve.ours] or group, note)
         for method in (*ours, *others):
             runs = tuple(sorted((c for c in group if c.method == method), key=lambda curve: curve.seed))
-            if runs:
-                cells[task, method] = _cell(runs, ends[task])
+            if runs and (cell := _cell(runs, ends[task], note)):
+                cells[task, method] = cell
         _note_grids(task, {method: cells[task, method] for method in ours if (task, method) in cells}, note)
+    others = {method: None for method in others if any(name == method for _, name in cells)}
     shared = tuple(task for task in tasks if all((task, method) in cells for method in (ours or others)))
     whole = [
         method
         for method in (*ours, *others)
-        if all((t, method) in cells and cells[t, method].frames[-1] == ends[t] for t in shared) and shared
+        if all((t, method) in cells and cells[t, method].frames[-1] >= NEAR * ends[t] for t in shared) and shared
     ]
     final = {method: iqm(np.concatenate([cells[t, method].scores[:, -1] for t in shared])) for method in whole}
     comparison = Comparison(
@@ -247,24 +252,33 @@ def _end(task: str, curves: Sequence[Curve], note: Note) -> float:
     shortest = min(curves, key=lambda curve: curve.frames[-1])
     longest = max(curve.frames[-1] for curve in curves)
     if shortest.frames[-1] < longest:
+        hint = f" (ARGS=frames={longest:.0f} leaves out the runs that do not)" if shortest.ours else ""
         note(
             f"{task} is compared at {shortest.frames[-1]:,.0f} frames, where {shortest.source} ends; others go on to "
-            f"{longest:,.0f} (ARGS=frames={longest:.0f} leaves out the runs that do not)"
+            f"{longest:,.0f}{hint}"
         )
     return float(shortest.frames[-1])
 
 
-def _cell(curves: tuple[Curve, ...], end: float) -> Cell:
-    """Runs at the frames of the one with the fewest evaluations, as far as all of them go."""
+def _cell(curves: tuple[Curve, ...], end: float, note: Note) -> Cell | None:
+    """Runs at the frames of the one with the fewest evaluations, as far as all of them go.
+
+    Ours all have a score at `end`. Of other people's, what was measured before it counts; None if that is nothing.
+    """
     begin, end = max(c.frames[0] for c in curves), min(end, *(c.frames[-1] for c in curves))
+    fewest = min(curves, key=lambda curve: len(curve.frames)).frames
+    grid = fewest[(fewest >= begin) & (fewest <= end)]
+    if not curves[0].ours and len(grid) < 2:
+        note(f"{curves[0].method} was not evaluated twice on {curves[0].task} up to {end:,.0f} frames: left out")
+        return None
     if begin > end:
         first, last = max(curves, key=lambda c: c.frames[0]), min(curves, key=lambda c: c.frames[-1])
         raise UserError(
             f"{first.source} was first evaluated at {begin:,.0f} frames, after the end of the comparison at {end:,.0f} "
             f"({last.source}); leave one of them out with RUNS=..."
         )
-    fewest = min(curves, key=lambda curve: len(curve.frames)).frames
-    grid = np.union1d(fewest[(fewest >= begin) & (fewest <= end)], [begin, end])
+    if curves[0].ours:
+        grid = np.union1d(grid, [begin, end])
     scores = np.stack([np.interp(grid, curve.frames, curve.scores) for curve in curves])
     minutes = [np.interp(grid, curve.frames, curve.minutes) for curve in curves if curve.minutes is not None]
     return Cell(curves, grid, scores, np.stack(minutes) if len(minutes) == len(curves) else None)
@@ -290,22 +304,24 @@ def _note_grids(task: str, cells: dict[str, Cell], note: Note) -> None:
 
 def _note_trust(comparison: Comparison, note: Note) -> None:
     """Tells what makes the intervals, or the times, less than they seem."""
-    counts = {key: len(cell.curves) for key, cell in comparison.cells.items() if cell.curves[0].ours}
-    for few, meaning in (
-        ([f"{t}/{m}" for (t, m), n in counts.items() if n == 1], "one seed only is an anecdote and has no interval"),
-        (
-            [f"{t}/{m} ({n})" for (t, m), n in counts.items() if 1 < n < ENOUGH_SEEDS],
-            f"fewer than {ENOUGH_SEEDS} seeds, so intervals come out too narrow",
-        ),
+    for low, high, meaning in (
+        (1, 1, "one seed only is an anecdote and has no interval"),
+        (2, ENOUGH_SEEDS - 1, f"fewer than {ENOUGH_SEEDS} seeds, so intervals come out too narrow"),
     ):
+        few = []
+        for method in filter(comparison.is_ours, comparison.methods):
+            counts = {task: len(cell.curves) for task, cell in comparison.by_task(method).items()}
+            tasks = [task for task, count in counts.items() if low <= count <= high]
+            if tasks:
+                few.append(f"{method} on {'every task' if len(tasks) == len(counts) else ', '.join(tasks)}")
         if few:
-            note(f"{meaning}: {', '.join(few[:4])}{f' and {len(few) - 4} more' if len(few) > 4 else ''}")
+            note(f"{meaning}: {'; '.join(few)}")
     aside = [task for task in comparison.tasks if task not in comparison.shared]
     if aside:
         note(f"not every method has runs of {', '.join(aside)}: left out of the numbers over all tasks")
     for method in comparison.methods:
         if comparison.shared and method not in comparison.ranked:
-            note(f"{method} does not reach as far on every task and is left out of the numbers over all tasks")
+            note(f"{method} was not evaluated near the end of every task: left out of the numbers over all tasks")
     machines = {curve.machine for cell in comparison.cells.values() for curve in cell.curves if curve.ours}
     if len(machines) > 1:
         note(f"minutes come from different machines or thread counts: {'; '.join(sorted(machines))}")

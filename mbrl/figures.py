@@ -60,10 +60,10 @@ def draw_curves(
         for run in scores:
             axes.plot(x, run, color=style.colour[method], lw=0.6, alpha=0.3, gid=f"method-{style.number[method]}")
     for method, (x, estimate) in lines.items():
-        look = {"color": style.colour[method], "gid": f"method-{style.number[method]}"}
-        axes.plot(x, estimate.value, lw=1.8, ls=style.stroke[method], marker="." if len(x) == 1 else "", **look)
+        colour, gid, marker = style.colour[method], f"method-{style.number[method]}", "." if len(x) == 1 else ""
+        axes.plot(x, estimate.value, color=colour, lw=1.8, ls=style.stroke[method], marker=marker, gid=gid)
         if np.isfinite(estimate.low).all():
-            axes.fill_between(x, estimate.low, estimate.high, alpha=0.18, lw=0, **look)
+            axes.fill_between(x, estimate.low, estimate.high, color=colour, alpha=0.18, lw=0, gid=gid)
     axes.set(xlabel=x_label, ylabel=y_label, ylim=(-0.03, 1.03))
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: thousands(value)))
@@ -79,22 +79,18 @@ def thousands(value: float) -> str:
 
 
 def improvements(style: Style, pairs: Sequence[Improvement]) -> Figure:
-    """Probability of improvement of the first of each pair, with its interval; 0.5 is a tie."""
-    rows = [
-        (pair, when, estimate)
-        for pair in pairs
-        for when, estimate in (("at the end", pair.at_the_end), ("on the way", pair.on_the_way))
-    ]
-    figure = Figure(figsize=(6.0, max(3.4, 0.9 + 0.3 * len(rows))), layout="constrained")
+    """Probability of improvement of the first of each pair, with intervals: filled at the end, hollow on the way."""
+    figure = Figure(figsize=(6.0, max(3.4, 1.0 + 0.45 * len(pairs))), layout="constrained")
     axes = figure.subplots()
-    for place, (pair, _, estimate) in enumerate(rows):
-        look = {"color": style.colour[pair.better], "gid": f"method-{style.number[pair.better]}"}
-        if np.isfinite(estimate.low):
-            axes.plot([estimate.low, estimate.high], [place, place], lw=7, alpha=0.3, solid_capstyle="butt", **look)
-        axes.plot([estimate.value], [place], marker="o", ms=7, **look)
+    for row, pair in enumerate(pairs):
+        colour, gid = style.colour[pair.better], f"method-{style.number[pair.better]}"
+        for y, estimate, fill in ((row - 0.15, pair.at_the_end, "full"), (row + 0.15, pair.on_the_way, "none")):
+            if np.isfinite(estimate.low):
+                axes.plot([estimate.low, estimate.high], [y, y], color=colour, lw=2, alpha=0.5, gid=gid)
+            axes.plot([estimate.value], [y], color=colour, marker="o", ms=7, fillstyle=fill, gid=gid)
     axes.axvline(0.5, color=style.ink, lw=0.8, ls=":")
-    names = [f"{pair.better} over\n{pair.worse}, {when}" for pair, when, _ in rows]
-    axes.set(xlim=(-0.02, 1.02), ylim=(len(rows) - 0.4, -0.6), yticks=range(len(rows)), yticklabels=names)
+    names = [f"{pair.better}\nover {pair.worse}" for pair in pairs]
+    axes.set(xlim=(-0.02, 1.02), ylim=(len(pairs) - 0.4, -0.6), yticks=range(len(pairs)), yticklabels=names)
     axes.set_xlabel("probability that a run of the first does better; 0.5 is a tie")
     _plain(axes, style)
     return figure

@@ -51,7 +51,9 @@ def read_file(path: Path, wanted: frozenset[str], note: Note) -> list[Curve] | N
     Raises UserError, one line, for a file that has begun as one of them and is damaged.
     """
     if path.name.endswith(".json.gz"):
-        return _curves(path, _dreamerv3_scores(path), DREAMERV3, "DreamerV3's file", wanted, note)
+        benchmark = path.name.split("-")[0] if "-" in path.name else "file"  # dmc_vision, dmc_proprio, ...
+        protocol = f"{DREAMERV3} ({benchmark})"
+        return _curves(path, _dreamerv3_scores(path), protocol, f"DreamerV3's {benchmark}", wanted, note)
     if path.name == "scores.jsonl":
         return _curves(path, _dreamerv3_log(path, note), DREAMERV3, "DreamerV3's file", wanted, note)
     if path.suffix != ".csv":

@@ -97,7 +97,7 @@ def _cards(comparison: Comparison, rows: Sequence[Row], score: str) -> str:
     summary = [row for row in rows if row.task == first and row.method in order]
     for row in sorted(summary, key=lambda row: order[row.method]):
         number = comparison.methods.index(row.method)
-        reach = [f"<dt>{percent} %</dt><dd>{_reached(row, i)}</dd>" for i, percent in enumerate(tables.PERCENT)]
+        reach = [f"<dt>to {percent} %</dt><dd>{_reached(row, i)}</dd>" for i, percent in enumerate(tables.PERCENT)]
         cards.append(
             f'<article class="method method-{number}" style="--c: var(--method-{number % len(LIGHT)})">'
             f"<h3>{_text(row.method)}</h3><p class=big>{row.score.value:.2f}</p>{_bar(row.score)}"
@@ -154,7 +154,9 @@ def _together(comparison: Comparison, style: Style, score: str) -> str:
         )
     )
     if pairs := comparison.improvements():
-        plots.append(_plot("Probability of improvement", figures.improvements(style, pairs)))
+        plots.append(
+            _plot("Probability of improvement: ● at the end, ○ on the way", figures.improvements(style, pairs))
+        )
     count = len(comparison.shared)
     title = f"All {count} tasks together" if count > 1 else comparison.shared[0]
     return f"<section><h2>{_text(title)}</h2><div class=wide>{''.join(plots)}</div></section>"
@@ -166,7 +168,7 @@ def _each_task(comparison: Comparison, style: Style, score: str) -> str:
         runs = {
             method: (comparison.cells[task, method].frames, comparison.cells[task, method].scores)
             for method in comparison.methods
-            if (task, method) in comparison.cells
+            if (task, method) in comparison.cells and comparison.is_ours(method)
         }
         lines = comparison.over_frames(task)
         plots.append(_plot(task, figures.curves(style, lines, "frames", score, runs, SMALL)))
@@ -183,7 +185,7 @@ def _videos(comparison: Comparison) -> str:
     """Newest evaluation video of each method's best and worst run that has one."""
     shown = []
     for number, method in enumerate(comparison.methods):
-        curves = [curve for (_, name), cell in comparison.cells.items() if name == method for curve in cell.curves]
+        curves = [curve for cell in comparison.by_task(method).values() for curve in cell.curves]
         filmed = [curve for curve in curves if curve.ours and any(curve.source.glob(VIDEOS))]
         filmed.sort(key=lambda curve: (-curve.scores[-1], curve.task, curve.seed))
         picks: list[tuple[str, Curve]] = list(zip(("best", "worst"), filmed[:1] + filmed[1:][-1:], strict=False))
@@ -213,7 +215,7 @@ def _table(rows: Sequence[Row], score: str) -> str:
         lines.append(
             f"<tr{' class=begins' if begins else ''}><th>{task if begins else ''}</th><td>{method}</td>{cells}</tr>"
         )
-    head = "".join(f"<th>{_text(name).replace(" %", "&nbsp;%")}</th>" for name in tables.headings(score))
+    head = "".join(f"<th>{_text(name)}</th>" for name in tables.headings(score)).replace(" %", "&nbsp;%")
     return (
         f"<section><h2>Numbers</h2><div class=scroll><table><thead><tr>{head}</tr></thead>"
         f"<tbody>{''.join(lines)}</tbody></table></div></section>"

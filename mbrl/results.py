@@ -223,8 +223,8 @@ def check(curves: Sequence[Curve]) -> None:
         first = methods.setdefault((curve.task, curve.method), curve)
         if bool(first.ours) != curve.ours:
             raise UserError(f"{first.source} and {curve.source} are both {curve.method}; choose one with RUNS=...")
-        keys = set(first.config) | set(curve.config)
-        other = sorted(key for key in keys - BETWEEN_SEEDS if first.config.get(key) != curve.config.get(key))
+        settled = (set(first.config) | set(curve.config)) - BETWEEN_SEEDS
+        other = sorted(key for key in settled if first.config.get(key) != curve.config.get(key))
         if other:
             shown = ", ".join(f"{key} {first.config.get(key)} and {curve.config.get(key)}" for key in other[:3])
             raise UserError(

@@ -195,8 +195,14 @@ def work_off(runs: Sequence[PlannedRun], unfinished: Sequence[PlannedRun], jobs:
     # The frame at which each run that is over counts in the bar.
     ended = {run.folder: run.settings.num_train_frames for run in runs if run not in waiting}
     failed: list[PlannedRun] = []
-    total = sum(run.settings.num_train_frames for run in runs)
-    progress = tqdm(total=total, initial=sum(ended.get(run.folder, run.frame()) for run in runs), unit="frame")
+    progress = tqdm(
+        total=sum(run.settings.num_train_frames for run in runs),
+        initial=sum(ended.get(run.folder, run.frame()) for run in runs),
+        unit="frame",
+        dynamic_ncols=True,
+        mininterval=PAUSE_S if sys.stderr.isatty() else 30,
+        miniters=0,
+    )
     try:
         while waiting or running:
             for place in range(jobs):
@@ -210,10 +216,9 @@ def work_off(runs: Sequence[PlannedRun], unfinished: Sequence[PlannedRun], jobs:
                     if code != 0:
                         failed.append(run)
                         progress.write(f"failed: {run.folder}: {_reason(run, code)} ({run.log})", file=sys.stderr)
-            progress.n = sum(ended.get(run.folder, run.frame()) for run in runs)
             bad = f", {len(failed)} failed" if failed else ""
             progress.set_postfix_str(f"{len(ended) - len(failed)} of {len(runs)} runs done{bad}", refresh=False)
-            progress.refresh()
+            progress.update(sum(ended.get(run.folder, run.frame()) for run in runs) - progress.n)
             if running:
                 time.sleep(PAUSE_S)
     finally:
@@ -247,8 +252,6 @@ def _stop(*_: object) -> None:
 
 def main(words: list[str]) -> None:
     sweep, runs = plan(words)
-    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, _stop)  # a sweep that is ended from outside must not leave its runs behind
     unfinished = [run for run in runs if not is_finished(run.settings)]
     if sweep.launcher == "local" or not unfinished:
         failed = work_off(runs, unfinished, sweep.jobs, LocalProcess)
@@ -266,4 +269,5 @@ def main(words: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _stop)  # a sweep that is ended from outside must not leave its runs behind
     command(main)
