@@ -73,6 +73,8 @@ def read(settings: CompareSettings, note: Note) -> list[Curve]:
 def write(comparison: Comparison, notes: Sequence[str], settings: CompareSettings, made_by: str) -> Path:
     """The report's folder, made under another name and renamed when it is whole."""
     target = Path(settings.out) / settings.name
+    if target.exists() and not (target / "index.html").exists():
+        raise UserError(f"{target} is no report: set another NAME, or remove it")
     target.parent.mkdir(parents=True, exist_ok=True)
     score, rows = score_name(comparison), comparison.rows()
     with tempfile.TemporaryDirectory(prefix=f".{settings.name}-", dir=target.parent) as scratch:
@@ -87,8 +89,6 @@ def write(comparison: Comparison, notes: Sequence[str], settings: CompareSetting
             curves = [curve for cell in comparison.cells.values() for curve in cell.curves if curve.ours]
             foreign.write_dreamerv3(curves, folder / "dreamerv3")
         if target.exists():
-            if not (target / "index.html").exists():
-                raise UserError(f"{target} is no report: set another NAME, or remove it")
             os.replace(target, before)
         os.replace(folder, target)
         shutil.rmtree(before, ignore_errors=True)

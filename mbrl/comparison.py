@@ -232,7 +232,10 @@ def compare(curves: Sequence[Curve], note: Note, frames: int | None = None, reps
             if runs and (cell := _cell(runs, ends[task], note)):
                 cells[task, method] = cell
         _note_grids(task, {method: cells[task, method] for method in ours if (task, method) in cells}, note)
+    tasks = tuple(task for task in tasks if any(name == task for name, _ in cells))
     others = {method: None for method in others if any(name == method for _, name in cells)}
+    if not cells:
+        raise UserError("there is nothing to compare: no method was evaluated often enough")
     shared = tuple(task for task in tasks if all((task, method) in cells for method in (ours or others)))
     whole = [
         method

@@ -221,8 +221,6 @@ def check(curves: Sequence[Curve]) -> None:
                 "choose one with RUNS=..."
             )
         first = methods.setdefault((curve.task, curve.method), curve)
-        if bool(first.ours) != curve.ours:
-            raise UserError(f"{first.source} and {curve.source} are both {curve.method}; choose one with RUNS=...")
         settled = (set(first.config) | set(curve.config)) - BETWEEN_SEEDS
         other = sorted(key for key in settled if first.config.get(key) != curve.config.get(key))
         if other:

@@ -1,8 +1,8 @@
 """A sweep on a Slurm cluster: one array of jobs, submitted through submitit, which is an extra of this project.
 
 A run that reaches its time limit is put back into the queue by submitit and continues from its last checkpoint. The
-machine that the sweep was typed on only watches: the run folders must lie where all machines see them. With the
-launcher `submitit` the same path runs on this machine alone, to try it out.
+machine that the sweep was typed on only watches, and Ctrl-C there cancels the jobs; the run folders must lie where all
+machines see them. With the launcher `submitit` the same path runs on this machine alone, to try it out.
 """
 
 import dataclasses
@@ -14,6 +14,8 @@ from typing import Any
 
 from mbrl.settings import UserError
 from mbrl.sweep import PlannedRun, SweepSettings
+
+MOST_RESTARTS = 100  # after a time limit; submitit would stop at 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +65,8 @@ def submit(sweep: SweepSettings, runs: Sequence[PlannedRun]) -> dict[Path, Job]:
         raise UserError("launcher=slurm needs the package: pip install submitit, or leave launcher=local") from error
     folder = Path(runs[0].settings.run_root) / "slurm" / "%A"
     try:
-        executor = submitit.AutoExecutor(folder, cluster="slurm" if sweep.launcher == "slurm" else "local")
+        cluster = "slurm" if sweep.launcher == "slurm" else "local"
+        executor = submitit.AutoExecutor(folder, cluster=cluster, slurm_max_num_timeout=MOST_RESTARTS)
     except RuntimeError as error:
         raise UserError("launcher=slurm: there is no Slurm here; type it where `srun` is, or launcher=local") from error
     executor.update_parameters(

@@ -152,7 +152,7 @@ FILES = {
                 {"task": "atari_pong", "method": "dreamerv3", "seed": 0, "xs": [1000], "ys": [21.0]},
             ]
         ),
-        "dreamerv3 (DreamerV3's file)",
+        "dreamerv3 (DreamerV3's dmc_vision)",
     ),
     "log": (
         "20260101T000000-dmc_walker_walk-dreamer-0/scores.jsonl",
@@ -212,7 +212,7 @@ def test_a_score_for_every_episode_is_averaged_in_bins(tmp_path: Path) -> None:
 
 
 def test_others_stand_beside_ours_and_are_weighed_apart(typed: Command, runs: Path, tmp_path: Path) -> None:
-    lines = [f"{step},{0.9},{seed}" for seed in (1, 2, 3) for step in (0, 1000, 5000)]
+    lines = [f"{step},{0.9},{seed}" for seed in (1, 2, 3) for step in (0, 1000, 3000, 5000)]
     for task in ("mw-hammer", "mw-coffee-push", "mw-door-lock"):
         published(tmp_path, f"tdmpc2/{task}.csv", "\n".join(["step,success,seed", *lines]) + "\n")
     path = tmp_path / "published"

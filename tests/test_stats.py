@@ -3,14 +3,7 @@
 import numpy as np
 import pytest
 
-from mbrl.stats import area, bootstrap, improvement, iqm, profile, time_to
-
-
-def scores(runs: int, tasks: int, seed: int) -> list[np.ndarray]:
-    """One array of runs for each task, different in mean and spread."""
-    rng = np.random.default_rng(seed)
-    return [rng.beta(1 + task, 2, size=runs).round(3) for task in range(tasks)]
-
+from mbrl.stats import Estimate, area, bootstrap, improvement, iqm, profile, time_to
 
 # -- by hand -----------------------------------------------------------------------------------------------------------
 
@@ -73,6 +66,44 @@ def test_points_have_intervals_of_their_own() -> None:
     together = bootstrap(iqm, tasks, reps=500)
     one = bootstrap(iqm, [task[:, 2] for task in tasks], reps=500)
     assert [values[2] for values in together] == pytest.approx([float(value) for value in one])
+
+
+# -- against rliable ---------------------------------------------------------------------------------------------------
+
+# Made with rliable at commit 3ccd9f4 (pandas 2.3.3), x and y being `grid` as (runs, tasks):
+#   get_interval_estimates({"x": x}, lambda s: np.array([metrics.aggregate_iqm(s)]), reps=8000)
+#   get_interval_estimates({"xy": (x, y)}, lambda a, b: np.array([metrics.probability_of_improvement(a, b)]), reps=3000)
+#   create_performance_profile({"x": x}, np.linspace(0.1, 0.9, 5), reps=3000)
+# Values must be equal. Intervals come from other random draws: rliable's own move by as much from seed to seed.
+RLIABLE_IQM = (0.4, 0.2625, 0.5375)
+RLIABLE_IMPROVEMENT = (0.43333333, 0.28333333, 0.59166667)
+RLIABLE_PROFILE = (
+    [0.76666667, 0.56666667, 0.36666667, 0.2, 0.0],
+    [0.63333333, 0.4, 0.2, 0.06666667, 0.0],
+    [0.9, 0.73333333, 0.53333333, 0.33333333, 0.0],
+)
+A_RUN = 1 / 30  # a profile's bounds move in steps of one of the 30 runs
+
+
+def grid(runs: int, tasks: int, shift: int) -> list[np.ndarray]:
+    """Scores that need no random numbers: one array of runs for each task."""
+    run, task = np.mgrid[:runs, :tasks]
+    return list((((7 * run + 5 * task * task + run * task + shift) % 20) / 20).T)
+
+
+@pytest.mark.parametrize(
+    ("estimate", "rliable", "tolerance"),
+    [
+        (bootstrap(iqm, grid(5, 6, 0)), RLIABLE_IQM, 0.01),
+        (improvement(grid(5, 6, 0), grid(4, 6, 3)), RLIABLE_IMPROVEMENT, 0.02),
+        (profile(grid(5, 6, 0), np.linspace(0.1, 0.9, 5)), RLIABLE_PROFILE, 1.01 * A_RUN),
+    ],
+    ids=["iqm", "improvement", "profile"],
+)
+def test_as_rliable(estimate: Estimate, rliable: tuple, tolerance: float) -> None:
+    assert estimate.value == pytest.approx(np.array(rliable[0]), abs=1e-8)
+    assert estimate.low == pytest.approx(np.array(rliable[1]), abs=tolerance)
+    assert estimate.high == pytest.approx(np.array(rliable[2]), abs=tolerance)
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
