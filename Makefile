@@ -10,6 +10,8 @@ PY := $(VENV)/bin/python
 RUN = $(if $(TASK),'task=$(TASK)') $(if $(AGENT),'agent=$(AGENT)') $(if $(SEED),'seed=$(SEED)')
 # The official code to measure beside.
 BESIDE = $(if $(PEER),'peer=$(PEER)') $(if $(PEER_PYTHON),'peer_python=$(PEER_PYTHON)')
+SWEEP = $(if $(SEEDS),'seed=$(SEEDS)') $(if $(JOBS),'jobs=$(JOBS)') $(if $(LAUNCHER),'launcher=$(LAUNCHER)')
+COMPARISON = $(if $(TASKS),'task_names=[$(TASKS)]') $(if $(RUNS),'runs=[$(RUNS)]') $(if $(NAME),'name=$(NAME)')
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -21,6 +23,8 @@ help:
 	@echo "make train     train an agent; the same command again continues a run that was cut off"
 	@echo "make resume    continue the run of TASK, AGENT and SEED with the config that it was started with"
 	@echo "make eval      evaluate the newest checkpoint of the run of TASK, AGENT and SEED"
+	@echo "make sweep     train many: TASK and AGENT may be lists (a,b), SEEDS=1-5, JOBS at a time; skips what is finished"
+	@echo "make compare   weigh runs against each other and write runs/reports/NAME, to look at and to print"
 	@echo "make data      record video with actions and rewards to pre-train on    (keys: configs/data.yaml)"
 	@echo "make pretrain  pre-train a world model on it                            (keys: configs/pretrain.yaml)"
 	@echo "make bench     measure speed; with PEER and PEER_PYTHON beside the official code (docs/performance.md)"
@@ -33,6 +37,8 @@ help:
 	@echo "SEED=1               of everything random in the run"
 	@echo "PRESET=auto          smoke (minutes), small (a laptop), paper (a GPU), auto (small or paper by device)"
 	@echo "PEER=DIR             a checkout of thuml/iVideoGPT; PEER_PYTHON: the python of an environment that runs it"
+	@echo "SEEDS=1-5 JOBS=2 LAUNCHER=local|slurm                    of a sweep    (more keys: configs/sweep.yaml)"
+	@echo "TASKS=hammer,door-lock RUNS=runs/hammer,x.csv NAME=x     of a comparison (more: configs/compare.yaml)"
 	@echo "ARGS=\"key=value ...\" any key of configs/config.yaml; quote what the shell would read:"
 	@echo "                     ARGS=\"num_train_frames=2000 'drqv2.stddev_schedule=\\\"linear(1.0,0.1,1000)\\\"'\""
 	@echo
@@ -41,7 +47,7 @@ help:
 	@echo "                     install page lists them); without it the build that pip finds by default."
 	@echo "                     Another build later: remove $(VENV) first."
 
-.PHONY: train resume eval data pretrain bench doctor
+.PHONY: train resume eval sweep compare data pretrain bench doctor
 train: setup
 	$(PY) -m mbrl.train $(RUN) $(if $(PRESET),'preset=$(PRESET)') $(ARGS)
 
@@ -50,6 +56,12 @@ resume: setup
 
 eval: setup
 	$(PY) -m mbrl.evaluate $(RUN) $(ARGS)
+
+sweep: setup
+	$(PY) -m mbrl.sweep $(RUN) $(SWEEP) $(if $(PRESET),'preset=$(PRESET)') $(ARGS)
+
+compare: setup
+	$(PY) -m mbrl.compare $(COMPARISON) $(ARGS)
 
 data: setup
 	$(PY) -m mbrl.data $(if $(SOURCE),'source=$(SOURCE)') $(ARGS)

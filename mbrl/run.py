@@ -183,6 +183,21 @@ def run_folder(settings: Settings) -> Path:
     return Path(settings.run_root) / settings.task / agent / str(settings.seed)
 
 
+def is_finished(settings: Settings) -> bool:
+    """Whether the run of these settings is complete. A run of another config is not this one; its device is no matter.
+
+    A quick look, for many runs: `Run.open` is the one that verifies.
+    """
+    folder = run_folder(settings)
+    newest = max((folder / CHECKPOINTS).glob("[0-9]*"), default=None)
+    try:
+        finished = newest is not None and bool(json.loads((newest / STATE).read_text())["finished"])
+        check_same_config(folder, settings, set(flatten(to_dict(settings))) - FREE_KEYS - {"device"})
+    except (OSError, ValueError, KeyError, TypeError):  # UserError is a ValueError
+        return False
+    return finished
+
+
 def stored_settings(asked: Settings, typed: Collection[str] = FREE_KEYS, free: frozenset[str] = FREE_KEYS) -> Settings:
     """The settings that the run in `asked`'s folder was started with; `typed` keys that are `free`, as asked.
 

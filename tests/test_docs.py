@@ -1,6 +1,7 @@
 """The documents tell the truth: commands, keys, files, numbers and logged values that they name are there."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -12,9 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from mbrl import train
+from mbrl import sweep, train
+from mbrl.compare import CompareSettings
 from mbrl.logger import EVAL_COLUMNS, TRAIN_COLUMNS
-from mbrl.settings import flatten, load, to_dict
+from mbrl.settings import flatten, load, load_plain, to_dict
 from world_model import IVideoGPT
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -73,7 +75,8 @@ def variables() -> set[str]:
 
 
 def config_keys() -> set[str]:
-    return set(flatten(to_dict(load(["device=cpu"]))))
+    others = (*dataclasses.fields(sweep.SweepSettings), *dataclasses.fields(CompareSettings))
+    return set(flatten(to_dict(load(["device=cpu"])))) | {field.name for field in others}
 
 
 def test_readme_shows_the_two_commands():
@@ -85,7 +88,11 @@ def test_commands_of_the_readme_are_understood(command):
     """The target exists, and what arrives behind two layers of quotes are settings."""
     assert command.split()[1] in targets()
     words = would_run(command)
-    if words[2:3] and words[2].startswith("mbrl."):
+    if words[2:3] == ["mbrl.sweep"]:
+        assert len(sweep.plan([*words[3:], "device=cpu"])[1]) > 1
+    elif words[2:3] == ["mbrl.compare"]:
+        load_plain(CompareSettings, "compare", words[3:])
+    elif words[2:3] and words[2].startswith("mbrl."):
         load([*words[3:], "device=cpu"])
 
 

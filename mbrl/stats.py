@@ -1,0 +1,114 @@
+"""Statistics for a handful of runs: how good is a method, and how sure can we be?
+
+After Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical Precipice" (arXiv 2108.13264):
+the interquartile mean (IQM) in place of the mean or the median, intervals from a bootstrap that draws runs within each
+task, whole distributions in place of single numbers. `tests/test_stats.py` holds them to the authors' library, rliable.
+
+Scores come as one array for each task, with one row for each run: (runs,) or (runs, points). Tasks may differ in the
+number of runs; every run weighs the same, except in `improvement`, where every task does.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[np.float64]
+Scores = Sequence[Array]
+Statistic = Callable[[Array, int], Array]  # (runs of all tasks, the axis that they lie on) -> that axis is gone
+
+REPS = 2000  # bootstrap resamples
+CONFIDENCE = 0.95
+CHUNK = 2**20  # numbers resampled at a time, so that memory stays bounded
+
+
+class Estimate(NamedTuple):
+    """A number, or one for each point, and the bounds of its interval: NaN where no task has two runs."""
+
+    value: Array
+    low: Array
+    high: Array
+
+
+def iqm(scores: Array, axis: int = 0) -> Array:
+    """Mean of the middle half: as many values are cut off at each end as fit whole into a quarter of them."""
+    count = scores.shape[axis]
+    cut = count // 4
+    middle = np.take(np.sort(scores, axis), np.arange(cut, count - cut), axis)
+    return np.asarray(middle.mean(axis))
+
+
+def bootstrap(statistic: Statistic, scores: Scores, reps: int = REPS, seed: int = 0) -> Estimate:
+    """`statistic` of all runs, with the percentile interval of a bootstrap stratified by task (section 4.1)."""
+    tasks = [np.asarray(task, np.float64) for task in scores]
+    value = statistic(np.concatenate(tasks), 0)
+    if all(len(task) == 1 for task in tasks):
+        return _without_interval(value)
+    rng = np.random.default_rng(seed)
+    chunk = max(1, CHUNK // sum(task.size for task in tasks))
+    draws = []
+    for start in range(0, reps, chunk):
+        count = min(chunk, reps - start)
+        again = [task[rng.integers(len(task), size=(count, len(task)))] for task in tasks]  # (count, runs, ...)
+        draws.append(statistic(np.concatenate(again, axis=1), 1))
+    return Estimate(value, *_interval(np.concatenate(draws)))
+
+
+def profile(scores: Scores, thresholds: ArrayLike, reps: int = REPS, seed: int = 0) -> Estimate:
+    """Share of runs that score above each threshold (section 4.2); `scores` are (runs,) each."""
+    taus = np.asarray(thresholds, np.float64)
+
+    def share(runs: Array, axis: int) -> Array:
+        return (runs[..., None] > taus).mean(axis)
+
+    return bootstrap(share, scores, reps, seed)
+
+
+def improvement(ours: Scores, theirs: Scores, reps: int = REPS, seed: int = 0) -> Estimate:
+    """Probability that a run of ours beats a run of theirs on a task drawn at random (section 4.3); a tie is a half.
+
+    Both hold the same tasks in the same order, (runs,) each.
+    """
+    wins = [
+        (x[:, None] > y[None]) + 0.5 * (x[:, None] == y[None]) for x, y in zip(ours, theirs, strict=True)
+    ]  # (our runs, their runs)
+    value = np.mean([win.mean() for win in wins])
+    if all(win.size == 1 for win in wins):
+        return _without_interval(value)
+    rng = np.random.default_rng(seed)
+    draws = np.zeros(reps)
+    for win in wins:
+        rows, columns = (rng.integers(count, size=(reps, count)) for count in win.shape)
+        draws += win[rows[:, :, None], columns[:, None, :]].mean((1, 2)) / len(wins)
+    return Estimate(value, *_interval(draws))
+
+
+def area(clock: Array, scores: Array) -> Array:
+    """Mean height of each run's curve (runs, points) over `clock` (points,): its area by the trapezoid rule ÷ width."""
+    if len(clock) == 1:
+        return scores[:, 0]
+    return np.trapezoid(scores, clock, axis=1) / (clock[-1] - clock[0])
+
+
+def time_to(threshold: float, clock: Array, scores: Array) -> Array:
+    """When each run's curve (runs, points) is first at `threshold` or above; infinite where it never is.
+
+    `clock` is (points,), or (runs, points) where every run has its own.
+    """
+    reached = scores >= threshold
+    first = np.argmax(reached, axis=1)
+    when = np.broadcast_to(clock, scores.shape)[np.arange(len(scores)), first]
+    return np.where(reached.any(axis=1), when, np.inf)
+
+
+def _interval(draws: Array) -> tuple[Array, Array]:
+    outside = 100 * (1 - CONFIDENCE) / 2
+    low, high = np.percentile(draws, [outside, 100 - outside], axis=0)
+    return low, high
+
+
+def _without_interval(value: Array) -> Estimate:
+    """One run says nothing about the next: an interval of no width would claim certainty."""
+    missing = np.full_like(value, np.nan)
+    return Estimate(np.asarray(value), missing, missing)
