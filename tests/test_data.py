@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from mbrl import data
+from mbrl import data, scripted
 from mbrl.settings import UserError, load_plain
 from world_model.data import ClipDataset, DataError, Recording, shard_names, write_shard
 
@@ -84,10 +84,10 @@ def settings(tmp_path_factory):
 
 
 def test_recording_is_taken_up_again_and_repeatable(settings, tmp_path):
-    missing = data.jobs(settings)
-    assert [(job.name, len(job.episodes)) for job in missing] == [("reach-000", 2), ("reach-001", 1)]
-    assert data.record(missing[1]) == 1
-    assert [job.name for job in data.jobs(settings)] == ["reach-000"]
+    jobs = data.jobs(settings)
+    assert [(job.name, len(job.units)) for job in jobs] == [("reach-000", 2), ("reach-001", 1)]
+    assert data.record(jobs[1]) == data.Done(units=1, episodes=1, skipped=[])
+    assert [job.name for job in data.missing(jobs)] == ["reach-000"]
     again = dataclasses.replace(settings, out=str(tmp_path))
     data.record(data.jobs(again)[1])
     one, two = (ClipDataset(s.out).episode(0) for s in (settings, again))
@@ -98,10 +98,10 @@ def test_recording_is_taken_up_again_and_repeatable(settings, tmp_path):
 
 
 def test_tasks_for_pre_training_are_never_judged_on():
-    tasks = data.chosen_tasks(("pretraining",))
+    tasks = scripted.chosen_tasks(("pretraining",))
     assert len(tasks) == 44
-    assert not set(tasks) & set(data.chosen_tasks(("paper",)))
-    assert data.chosen_tasks(("hammer", "paper"))[0] == "hammer"
-    assert len(data.chosen_tasks(("hammer", "paper"))) == 6
+    assert not set(tasks) & set(scripted.chosen_tasks(("paper",)))
+    assert scripted.chosen_tasks(("hammer", "paper"))[0] == "hammer"
+    assert len(scripted.chosen_tasks(("hammer", "paper"))) == 6
     with pytest.raises(UserError, match="not a task of Meta-world"):
-        data.chosen_tasks(("toy/reach",))
+        scripted.chosen_tasks(("toy/reach",))

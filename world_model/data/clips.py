@@ -13,7 +13,7 @@ Letters: N frames of a shard, E its episodes, B batch, T frames of a window, A a
 
 import os
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,6 +40,15 @@ class ClipBatch(NamedTuple):
     frames: Tensor  # uint8 (B, T, 3, H, W)
     actions: Tensor  # float32 (B, T, A)
     rewards: Tensor  # float32 (B, T)
+
+
+def goal_first(*fields: Tensor) -> tuple[Tensor, ...]:
+    """Clips ordered (o_T, o_1, ..., o_{T-1}) for goal-conditioned prediction: (B, T, ...) each.
+
+    Where the context is two frames or more, actions and rewards that are re-ordered in the same way still lead from
+    each future frame to the next (iVideoGPT, arXiv 2405.15223).
+    """
+    return tuple(field.roll(1, dims=1) for field in fields)
 
 
 def shard_names(folder: str | Path) -> set[str]:
@@ -74,12 +83,21 @@ class ClipDataset:
         folder: where the shards lie.
         part: "train", "held_out" (every `held_out_every`-th episode of a shard) or "all".
         held_out_every: 0 holds nothing out.
+        weights: how often clips of each dataset of a mixture are drawn, by its name; others are never drawn. None draws
+            every window equally often.
     Raises:
-        DataError: there is no shard, one is damaged, or they do not belong together.
+        DataError: there is no shard, one is damaged, they do not belong together, or nothing has a weight.
     """
 
-    def __init__(self, folder: str | Path, part: str = "all", held_out_every: int = 20) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        part: str = "all",
+        held_out_every: int = 20,
+        weights: Mapping[str, float] | None = None,
+    ) -> None:
         self.folder = Path(folder)
+        self._datasets: list[str] = []  # of each shard
         self._frames: list[np.ndarray] = []
         self._actions: list[np.ndarray] = []
         self._rewards: list[np.ndarray] = []
@@ -94,6 +112,9 @@ class ClipDataset:
         if not episodes:
             raise DataError(f"{folder} holds no {'' if part == 'all' else part + ' '}episodes; make data fills it")
         self._episodes = np.array(episodes)  # (E, 3)
+        self._weights = weights
+        if weights is not None and not any(weights.get(name, 0) for name in self._datasets):
+            raise DataError(f"{folder} holds {', '.join(sorted(set(self._datasets)))}: none is in the mixture")
 
     def _open(self, name: str) -> np.ndarray:
         """Map shard `name`; the lengths of its episodes."""
@@ -102,6 +123,7 @@ class ClipDataset:
             frames = np.load(path.with_suffix(".npy"), mmap_mode="r")
             with np.load(path.with_suffix(".npz"), allow_pickle=False) as index:
                 lengths, actions, rewards = index["lengths"], index["actions"], index["rewards"]
+                dataset = str(index["dataset"])
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise DataError(f"shard {path} is damaged ({error}); remove {path}.npz and make data again") from error
         if not len(frames) == len(actions) == len(rewards) == lengths.sum():
@@ -113,11 +135,17 @@ class ClipDataset:
         self._frames.append(frames)
         self._actions.append(actions)
         self._rewards.append(rewards)
+        self._datasets.append(dataset)
         return lengths
 
     @property
     def num_episodes(self) -> int:
         return len(self._episodes)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Frames of each episode, (E,)."""
+        return self._episodes[:, 2]
 
     @property
     def num_frames(self) -> int:
@@ -139,8 +167,22 @@ class ClipDataset:
         frames, actions, rewards = self._frames[shard], self._actions[shard], self._rewards[shard]
         return Recording(np.array(frames[first : last + 1]), actions[first:last].copy(), rewards[first:last].copy())
 
+    def _chances(self, fits: np.ndarray) -> np.ndarray:
+        """(E,): how likely each episode is drawn in a mixture, given which are long enough."""
+        assert self._weights is not None
+        names = np.array(self._datasets)[self._episodes[:, 0]]
+        chances = np.zeros(len(names))
+        for name, weight in self._weights.items():
+            if (members := fits & (names == name)).any():
+                chances[members] = weight / members.sum()
+        if not chances.any():
+            raise DataError(f"no episode of {self.folder} that is in the mixture is long enough")
+        return chances / chances.sum()
+
     def sample(self, batch_size: int, length: int, generator: np.random.Generator) -> ClipBatch:
         """Windows of `length` frames, uniform over all that fit an episode, with repetition.
+
+        In a mixture a dataset is drawn by its weight, one of its episodes, and a window of that.
 
         Raises:
             DataError: no episode is long enough.
@@ -149,12 +191,20 @@ class ClipDataset:
         ends = np.cumsum(windows)
         if not ends[-1]:
             raise DataError(f"no episode of {self.folder} has {length} frames (longest: {self._episodes[:, 2].max()})")
-        drawn = generator.integers(ends[-1], size=batch_size)
-        episode = np.searchsorted(ends, drawn, side="right")
-        start = drawn - (ends - windows)[episode]
+        if self._weights is None:
+            drawn = generator.integers(ends[-1], size=batch_size)
+            episode = np.searchsorted(ends, drawn, side="right")
+            start = drawn - (ends - windows)[episode]
+        else:
+            episode = generator.choice(len(windows), batch_size, p=self._chances(windows > 0))
+            start = generator.integers(windows[episode])
+        return self.windows(episode, start, length)
+
+    def windows(self, episodes: np.ndarray, starts: np.ndarray, length: int) -> ClipBatch:
+        """The window of `length` frames of each of `episodes` (B,) that begins at its frame `starts` (B,)."""
         places = [
             (shard, slice(first + offset, first + offset + length))
-            for (shard, first, _), offset in zip(self._episodes[episode].tolist(), start.tolist(), strict=True)
+            for (shard, first, _), offset in zip(self._episodes[episodes].tolist(), starts.tolist(), strict=True)
         ]
         return ClipBatch(
             *(
