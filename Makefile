@@ -19,8 +19,9 @@ help:
 	@echo "make train     train an agent; the same command again continues a run that was cut off"
 	@echo "make resume    continue the run of TASK, AGENT and SEED with the config that it was started with"
 	@echo "make eval      evaluate the newest checkpoint of the run of TASK, AGENT and SEED"
-	@echo "make data      record video with actions and rewards to pre-train on    (keys: configs/data.yaml)"
+	@echo "make data      record or read video to pre-train on, SOURCE=metaworld|rlds|... (keys: configs/data.yaml)"
 	@echo "make pretrain  pre-train a world model on it                            (keys: configs/pretrain.yaml)"
+	@echo "make predict   predict recorded video with MODEL and DATA, with metrics (keys: configs/predict.yaml)"
 	@echo "make doctor    show versions, device, renderer speed, and which optional weights were found"
 	@echo "make test      run the tests            (ARGS=\"tests/test_envs.py -k toy\" for some of them)"
 	@echo "make lint      check style and types"
@@ -37,7 +38,7 @@ help:
 	@echo "                     install page lists them); without it the build that pip finds by default."
 	@echo "                     Another build later: remove $(VENV) first."
 
-.PHONY: train resume eval data pretrain doctor
+.PHONY: train resume eval data pretrain predict doctor
 train: setup
 	$(PY) -m mbrl.train $(RUN) $(if $(PRESET),'preset=$(PRESET)') $(ARGS)
 
@@ -52,6 +53,9 @@ data: setup
 
 pretrain: setup
 	$(PY) -m mbrl.pretrain $(if $(DATA),'data=$(DATA)') $(if $(STAGE),'stage=$(STAGE)') $(ARGS)
+
+predict: setup
+	$(PY) -m mbrl.predict $(if $(MODEL),'model=$(MODEL)') $(if $(DATA),'data=$(DATA)') $(ARGS)
 
 doctor: setup
 	$(PY) -m mbrl.doctor $(ARGS)

@@ -81,7 +81,9 @@ class StandIn(torch.nn.Module):
         if rescale:
             x = 2 * x / 255 - 1
         if resize:
-            x = torch.nn.functional.interpolate(x.flatten(0, 1), [200, x.shape[4]]).view(x.shape[0], x.shape[1], -1, 200, x.shape[4])
+            x = torch.nn.functional.interpolate(x.flatten(0, 1), [200, x.shape[4]]).view(
+                x.shape[0], x.shape[1], -1, 200, x.shape[4]
+            )
         return torch.cat([x.mean([1, 2, 4]), x[:, 0].mean([1, 3])], 1)
 
 
