@@ -149,11 +149,13 @@ def check_same(settings: DataSettings) -> None:
 
 def in_parallel(some: list[Job], workers: int) -> Iterator[Done]:
     """In the order in which they are done."""
-    if some:
-        # Spawned, not forked: an OpenGL context must not be shared.
-        context = multiprocessing.get_context("spawn")
-        with context.Pool(min(workers, len(some)), torch.set_num_threads, (1,)) as pool:
-            yield from pool.imap_unordered(record, some)
+    if min(workers, len(some)) < 2:
+        yield from map(record, some)
+        return
+    # Spawned, not forked: an OpenGL context must not be shared.
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(min(workers, len(some)), torch.set_num_threads, (1,)) as pool:
+        yield from pool.imap_unordered(record, some)
 
 
 def main(words: list[str]) -> None:
@@ -172,12 +174,12 @@ def main(words: list[str]) -> None:
             bar.update(done.units)
             if skipped:
                 bar.set_postfix(skipped=len(skipped))
-    print(f"{out}: {episodes} episodes added to {len(everything) - len(left)} shards that were there")
+    print(f"{out}: {episodes} episodes added; {len(everything) - len(left)} of {len(everything)} shards were there")
     if skipped:
         listed = out / f"{dataset_name(settings)}-skipped.txt"
         listed.write_text("\n".join(sorted(skipped)) + "\n")
         more = f"\n  ... all in {listed}" if len(skipped) > NAMED else ""
-        print(f"skipped {len(skipped)} damaged clips:\n  " + "\n  ".join(sorted(skipped)[:NAMED]) + more)
+        print(f"damaged and skipped: {len(skipped)}\n  " + "\n  ".join(sorted(skipped)[:NAMED]) + more)
     if left and not episodes:
         raise UserError(f"path={settings.path}: not one clip could be read")
 

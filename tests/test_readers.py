@@ -1,6 +1,7 @@
 """Foreign video: every reader on a real file of its format, damaged clips, missing packages, and `make data` whole."""
 
 import builtins
+import json
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,16 @@ import pytest
 from mbrl import data
 from mbrl.mixture import load_mixture, weights
 from mbrl.settings import UserError, load_plain
-from world_model.data import ClipDataset, DataError, Recording, SourceOptions, make_reader, shard_names, write_shard
+from world_model.data import (
+    BROKEN,
+    ClipDataset,
+    DataError,
+    Recording,
+    SourceOptions,
+    make_reader,
+    shard_names,
+    write_shard,
+)
 from world_model.data.source import fit
 from world_model.data.tfrecord import examples, masked_crc32c
 
@@ -157,6 +167,51 @@ def test_tfrecord_checksum_and_damage(tmp_path):
     assert "0/action" in second()
 
 
+@pytest.mark.parametrize(
+    ("source", "file"),
+    [
+        ("ssv2", "7.webm"),
+        ("ssv2", "12/000003.jpg"),
+        ("robonet", "penn_traj0.hdf5"),
+        ("lerobot", "videos/observation.images.top/chunk-000/file-000.mp4"),
+        ("lerobot", "data/chunk-000/file-000.parquet"),
+    ],
+)
+def test_damage_costs_the_clips_that_it_touches(tmp_path, source, file):
+    whole = read(source)
+    shutil.copytree(HERE / FIXTURES[source][0], tmp_path / "copy")
+    damaged = tmp_path / "copy" / file
+    damaged.write_bytes(damaged.read_bytes()[: damaged.stat().st_size // 3])
+    reader, lost = make_reader(source, options(source, path=tmp_path / "copy")), []
+    for name, clip in reader.clips([unit for units in reader.shards(1).values() for unit in units]):
+        try:
+            np.testing.assert_array_equal(clip().frames, whole[name].frames)
+        except BROKEN:
+            lost.append(name)
+    assert lost == {"ssv2": [file.split("/")[0]], "robonet": [file], "lerobot": ["episode 0", "episode 1"]}[source]
+
+
+def test_lerobot_with_pictures_in_its_table(tmp_path):
+    whole = read("lerobot")
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    shutil.copytree(HERE / "lerobot", tmp_path / "copy")
+    camera, file = "observation.images.top", tmp_path / "copy/data/chunk-000/file-000.parquet"
+    picture = (HERE / "ssv2/clips/12/000002.jpg").read_bytes()
+    table = pq.read_table(file)
+    pq.write_table(table.append_column(camera, pa.array([{"bytes": picture, "path": None}] * len(table))), file)
+    info = json.loads((tmp_path / "copy/meta/info.json").read_text())
+    info["features"][camera]["dtype"] = "image"
+    (tmp_path / "copy/meta/info.json").write_text(json.dumps(info))
+    clips = read("lerobot", path=tmp_path / "copy")
+    assert [len(clip.frames) for clip in clips.values()] == [4, 5]
+    assert np.abs(clips["episode 1"].frames[:, 1] - 40.0).max() <= 3
+    np.testing.assert_array_equal(clips["episode 1"].actions, whole["episode 1"].actions)
+    info["codebase_version"] = "v2.1"
+    (tmp_path / "copy/meta/info.json").write_text(json.dumps(info))
+    with pytest.raises(DataError, match=r"of v2\.1; convert it to v3\.0"):
+        read("lerobot", path=tmp_path / "copy")
+
+
 # -- make data --------------------------------------------------------------------------------------------------------
 
 
@@ -171,10 +226,10 @@ def test_a_damaged_clip_is_left_out_and_named(tmp_path, typed):
     whole = (source / "traj_00001.npz").read_bytes()
     (source / "traj_00002.npz").write_bytes(whole[: len(whole) // 2])
     (source / "traj_00003.npz").write_bytes(whole)
-    code, said, _ = typed(data.main, *words("npz", out, f"path={source}", "shard_episodes=2"))
+    code, said, _ = typed(data.main, *words("npz", out, f"path={source}", "shard_episodes=2", "workers=2"))
     assert code == 0
     assert "3 episodes added" in said
-    assert "skipped 1 damaged clips" in said
+    assert "damaged and skipped: 1" in said
     assert "traj_00002.npz: " in (out / "toy-skipped.txt").read_text()
     dataset = ClipDataset(out)
     assert (dataset.num_episodes, dataset.action_dim) == (3, 3)

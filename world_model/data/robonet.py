@@ -8,6 +8,7 @@ Actions become five numbers, as in the paper: robots with fewer get zeros, more 
 gripper by itself (autograsp, four numbers), the fifth is the bound that its gripper was nearer to afterwards.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -42,8 +43,9 @@ class RoboNet:
     def _read(self, unit: str) -> Recording:
         with h5py.File(self.options.path / unit) as file:
             camera = self.options.picture_key or "cam0"
-            video = file[f"env/{camera}_video"]
-            return self.options.recording(_frames(video), _actions(file))
+            actions = _actions(file)
+            frames = itertools.islice(_frames(file[f"env/{camera}_video"]), len(actions) + 1)  # some go on without any
+            return self.options.recording(frames, actions)
 
 
 def _frames(video: Any) -> Iterator[np.ndarray]:
