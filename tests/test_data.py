@@ -61,6 +61,15 @@ def test_held_out_episodes_are_not_trained_on(folder):
     assert seen == {"train": {0, 1, 3, 4, 5, 7}, "held_out": {2, 6}}
 
 
+def test_small_shards_give_their_share(tmp_path):
+    """Files of five episodes, say: none has a twentieth one, but a twentieth of all is held out."""
+    for shard in range(200):
+        write_shard(tmp_path, f"s-{shard:05d}", [recording(0, 2)] * 5, "toy")
+    parts = {part: ClipDataset(tmp_path, part).num_episodes for part in ("train", "held_out")}
+    assert sum(parts.values()) == 1000
+    assert 35 <= parts["held_out"] <= 65
+
+
 def test_bad_datasets_are_refused_by_name(folder, tmp_path):
     with pytest.raises(DataError, match=r"nowhere.*make data"):
         ClipDataset(tmp_path / "nowhere")

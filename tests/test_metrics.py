@@ -8,6 +8,8 @@ from world_model import WeightsError
 from world_model.fvd import FILE, I3D, Statistics, frechet_distance
 from world_model.metrics import psnr, ssim
 
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # the published I3D is TorchScript
+
 
 def pictures(noise: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Two pictures (3, 48, 40) and noisy versions of them: waves, so that every machine makes the same."""

@@ -16,6 +16,7 @@ from world_model.data import ClipDataset, DataError, Recording, goal_first, writ
 from world_model.fvd import FILE
 from world_model.learner import Clips, WorldModelLearner
 
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # the published I3D is TorchScript
 SIDE, FRAMES = 32, 5
 
 
