@@ -1,48 +1,58 @@
-"""Record video with actions and rewards to pre-train on: `make data`, `python -m mbrl.data key=value ...`.
+"""Fill the training format with video to pre-train on: `make data`, `python -m mbrl.data key=value ...`.
 
-Meta-world's scripted experts and random policies play tasks of the user's choice, by default the 44 outside the paper's
-six, so that pre-training never sees a task that an agent is later judged on. Episodes go into the training format of
-`world_model/data/clips.py`. Every shard is a job of its own: jobs run in parallel, and the same command again records
-only what is missing. What is recorded depends on the settings alone, not on the number of workers.
+    make data                                                       # Meta-world, played by scripted experts
+    make data SOURCE=lerobot ARGS='path=downloads/pusht'            # a dataset that is on this machine
+
+Sources are `mbrl/scripted.py` and the readers in `world_model/data/`. Each shard is a job of its own: jobs run in
+parallel, and the same command again makes only those that are missing. What is made depends on the settings alone, not
+on the number of workers. A damaged clip is left out and named.
 """
 
 import dataclasses
+import json
 import multiprocessing
 import os
-import warnings
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-import numpy as np
+import torch
 from tqdm import tqdm
 
-import envs
-from envs.metaworld import PAPER_TASKS, TASKS
 from mbrl.command import command
-from mbrl.run import stream_seed
-from mbrl.settings import Count, Positive, Range, UserError, load_plain
-from world_model.data import Recording, shard_names, write_shard
+from mbrl.mixture import load_mixture
+from mbrl.scripted import ScriptedPlay
+from mbrl.settings import Count, Positive, Range, UserError, load_plain, to_dict
+from world_model.data import BROKEN, DataError, Reader, SourceOptions, make_reader, shard_names, write_shard
 
-# What plays the episodes of a task, in turn. An agent that learns is at first random, later a noisy expert.
-BEHAVIOURS = ("expert", "expert", "wander", "expert", "expert", "wander", "expert", "uniform")
-MAX_NOISE = 1.0  # standard deviation added to an expert's actions: one value an episode, uniformly up to this
-WANDER_MEMORY = 0.9  # correlation of a wanderer's actions from one decision to the next
+NAMED = 5  # damaged clips named on the screen; the file has them all
+# Keys that may differ from one run into a folder to the next: they add shards and change none.
+FREE_KEYS = frozenset({"out", "workers", "task_names", "episodes_per_task"})
 
 
 @dataclasses.dataclass(frozen=True)
 class DataSettings:
-    source: Literal["metaworld"]
-    task_names: tuple[str, ...]
+    source: Literal["metaworld", "npz", "lerobot", "rlds", "ssv2", "bair", "robonet"]
     out: str
-    episodes_per_task: Positive
     shard_episodes: Positive
     workers: Count
+    image_size: Positive
+    # of everything but metaworld
+    path: str
+    name: str
+    mixture: str
+    picture_key: str | None
+    crop: Literal["none", "center"]
+    step: Positive | None
+    actions: bool
+    classes: tuple[int, ...]
+    # of metaworld
+    task_names: tuple[str, ...]
+    episodes_per_task: Positive
     seed: Count
     action_repeat: Positive
     episode_frames: Positive | None
     success_bonus: Annotated[float, Range(0.0)]
-    image_size: Positive
     camera: str
     render_quality: Literal["fast", "paper"]
 
@@ -50,108 +60,128 @@ class DataSettings:
 class Job(NamedTuple):
     """One shard."""
 
-    task: str
     name: str
-    episodes: range
+    units: Sequence[Any]
     settings: DataSettings
 
 
-GROUPS = {"pretraining": tuple(task for task in TASKS if task not in PAPER_TASKS), "paper": PAPER_TASKS}
+class Done(NamedTuple):
+    units: int
+    episodes: int
+    skipped: list[str]  # damaged clips, each with the reason
 
 
-def chosen_tasks(words: tuple[str, ...]) -> list[str]:
-    """The tasks that `task_names=[...]` means: names of tasks and of groups."""
-    tasks: list[str] = []
-    for word in words:
-        tasks += GROUPS[word] if word in GROUPS else [envs.canonical(word)]
-    if other := [task for task in tasks if task not in TASKS]:
-        raise UserError(f"task_names: {other[0]} is not a task of Meta-world")
-    return list(dict.fromkeys(tasks))
+def dataset_name(settings: DataSettings) -> str:
+    """What the shards are called after: `name`, or the source's folder without a version number."""
+    if settings.source == "metaworld" or settings.name != "auto":
+        return settings.source if settings.source == "metaworld" else settings.name
+    folder = Path(settings.path).resolve()
+    return folder.parent.name if folder.name.replace(".", "").isdecimal() else folder.name
+
+
+def open_source(settings: DataSettings) -> Reader:
+    """Raises UserError or DataError: there is no such folder, or not what the source needs."""
+    s = settings
+    if s.source == "metaworld":
+        names = [field.name for field in dataclasses.fields(ScriptedPlay)]
+        return ScriptedPlay(**{name: getattr(s, name) for name in names})
+    if s.path == "none":
+        raise UserError(f"source={s.source} needs path=<folder that holds it>")
+    name = dataset_name(s)
+    subset = load_mixture(s.mixture).get(name) if s.mixture != "none" else None
+    if s.mixture != "none" and subset is None:
+        raise UserError(f"mixture={s.mixture} has no {name}; add name=<its name there>")
+    return make_reader(
+        s.source,
+        SourceOptions(
+            path=Path(s.path),
+            name=name,
+            picture_key=s.picture_key or (subset.picture_key if subset else None),
+            image_size=s.image_size,
+            crop=s.crop,
+            step=s.step or (subset.step if subset else 1),
+            actions=s.actions and subset is None,
+            classes=s.classes or (subset.classes if subset else ()),
+        ),
+    )
 
 
 def jobs(settings: DataSettings) -> list[Job]:
-    """The shards that are not there yet."""
-    s, done, found = settings, shard_names(settings.out), []
-    for task in chosen_tasks(s.task_names):
-        for number, first in enumerate(range(0, s.episodes_per_task, s.shard_episodes)):
-            name = f"{task}-{number:03d}"
-            if name not in done:
-                found.append(Job(task, name, range(first, min(first + s.shard_episodes, s.episodes_per_task)), s))
-    return found
+    """All shards, made or not."""
+    shards = open_source(settings).shards(settings.shard_episodes)
+    return [Job(name, units, settings) for name, units in shards.items()]
 
 
-def record(job: Job) -> int:
-    """Play and write one shard; returns the number of its episodes."""
-    s = job.settings
-    env = envs.make(
-        job.task,
-        action_repeat=s.action_repeat,
-        frame_stack=1,
-        episode_frames=s.episode_frames,
-        success_bonus=s.success_bonus,
-        image_size=s.image_size,
-        camera=s.camera,
-        render_quality=s.render_quality,
-    )
-    try:
-        write_shard(s.out, job.name, [play(env, job.task, s.seed, episode) for episode in job.episodes], "metaworld")
-    finally:
-        env.close()
-    return len(job.episodes)
+def missing(jobs: list[Job]) -> list[Job]:
+    """Those whose shards are not there yet."""
+    there = shard_names(jobs[0].settings.out) if jobs else set()
+    return [job for job in jobs if job.name not in there]
 
 
-def play(env: Any, task: str, seed: int, episode: int) -> Recording:
-    """The `episode`-th episode of a task."""
-    generator = np.random.default_rng(stream_seed(seed, "behaviour", task, episode))
-    act = _behaviour(env, BEHAVIOURS[episode % len(BEHAVIOURS)], generator)
-    obs, _ = env.reset(seed=stream_seed(seed, "data", task, episode))
-    frames, actions, rewards, over = [obs], [], [], False
-    while not over:
-        action = act().clip(-1, 1).astype(np.float32)
-        obs, reward, terminated, truncated, _ = env.step(action)
-        frames.append(obs)
-        actions.append(action)
-        rewards.append(reward)
-        over = terminated or truncated
-    return Recording(np.stack(frames), np.stack(actions), np.array(rewards, np.float32))
+def record(job: Job) -> Done:
+    """Read or play one shard and write it. Without a single good clip there will be no shard."""
+    recordings, skipped = [], []
+    for name, read in open_source(job.settings).clips(job.units):
+        try:
+            recordings.append(read())
+        except DataError:  # a missing package, not a damaged clip
+            raise
+        except BROKEN as error:
+            skipped.append(f"{name}: {error}")
+    if recordings:
+        write_shard(job.settings.out, job.name, recordings, dataset_name(job.settings))
+    return Done(len(job.units), len(recordings), skipped)
 
 
-def _behaviour(env: Any, name: str, generator: np.random.Generator) -> Callable[[], np.ndarray]:
-    """A policy that needs no picture: it knows the simulator, or nothing."""
-    size = env.action_space.shape[0]
-    if name == "uniform":
-        return lambda: generator.uniform(-1, 1, size)
-    if name == "wander":
-        action = generator.normal(size=size)
+def check_same(settings: DataSettings) -> None:
+    """Note what made the shards of this name. Raises UserError if others of them were made differently."""
+    file = Path(settings.out) / f"{dataset_name(settings)}.json"
+    now = {key: value for key, value in to_dict(settings).items() if key not in FREE_KEYS}
+    before = json.loads(file.read_text()) if file.exists() else now
+    if differing := [key for key in now if before.get(key) != now[key]]:
+        key = differing[0]
+        raise UserError(
+            f"{settings.out} holds {dataset_name(settings)} made with {key}={before.get(key)}, not {now[key]}; "
+            "choose another out, or another name"
+        )
+    file.write_text(json.dumps(now, indent=1) + "\n")
 
-        def wander() -> np.ndarray:
-            nonlocal action
-            action = WANDER_MEMORY * action + (1 - WANDER_MEMORY**2) ** 0.5 * generator.normal(size=size)
-            return action
 
-        return wander
-    noise = generator.uniform(0, MAX_NOISE)
-
-    def expert() -> np.ndarray:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the experts of Meta-world warn whenever they exceed [-1, 1]
-            return env.simulator.expert_action(env.action_repeat) + noise * generator.normal(size=size)
-
-    return expert
+def in_parallel(some: list[Job], workers: int) -> Iterator[Done]:
+    """In the order in which they are done."""
+    if min(workers, len(some)) < 2:
+        yield from map(record, some)
+        return
+    # Spawned, not forked: an OpenGL context must not be shared.
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(min(workers, len(some)), torch.set_num_threads, (1,)) as pool:
+        yield from pool.imap_unordered(record, some)
 
 
 def main(words: list[str]) -> None:
     settings = load_plain(DataSettings, "data", words)
-    Path(settings.out).mkdir(parents=True, exist_ok=True)
-    missing = jobs(settings)
-    total = settings.episodes_per_task * len(chosen_tasks(settings.task_names))
-    left = sum(len(job.episodes) for job in missing)
-    with tqdm(total=total, initial=total - left, unit="episode", dynamic_ncols=True) as bar:
-        # Spawned, not forked: an OpenGL context must not be shared.
-        with multiprocessing.get_context("spawn").Pool(settings.workers or os.cpu_count()) as pool:
-            for episodes in pool.imap_unordered(record, missing):
-                bar.update(episodes)
-    print(f"{settings.out}: {total} episodes")
+    out = Path(settings.out)
+    reader, everything = open_source(settings), jobs(settings)
+    out.mkdir(parents=True, exist_ok=True)
+    check_same(settings)
+    left = missing(everything)
+    total, ahead = (sum(len(job.units) for job in some) for some in (everything, left))
+    episodes, skipped = 0, []
+    with tqdm(total=total, initial=total - ahead, unit=reader.unit, dynamic_ncols=True) as bar:
+        for done in in_parallel(left, settings.workers or os.cpu_count() or 1):
+            episodes += done.episodes
+            skipped += done.skipped
+            bar.update(done.units)
+            if skipped:
+                bar.set_postfix(skipped=len(skipped))
+    print(f"{out}: {episodes} episodes added; {len(everything) - len(left)} of {len(everything)} shards were there")
+    if skipped:
+        listed = out / f"{dataset_name(settings)}-skipped.txt"
+        listed.write_text("\n".join(sorted(skipped)) + "\n")
+        more = f"\n  ... all in {listed}" if len(skipped) > NAMED else ""
+        print(f"damaged and skipped: {len(skipped)}\n  " + "\n  ".join(sorted(skipped)[:NAMED]) + more)
+    if left and not episodes:
+        raise UserError(f"path={settings.path}: not one clip could be read")
 
 
 if __name__ == "__main__":

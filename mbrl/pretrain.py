@@ -23,6 +23,7 @@ from mbrl import checkpoints
 from mbrl.build import beyond_the_start, find_pretrained
 from mbrl.command import command
 from mbrl.logger import Logger
+from mbrl.mixture import load_mixture, weights
 from mbrl.replay import Episode
 from mbrl.rollout import to_float
 from mbrl.run import CONFIG, PROVENANCE, RunFinished, check_same_config, lock_folder, provenance, stream_seed
@@ -41,7 +42,7 @@ from mbrl.settings import (
 from mbrl.validate import validate
 from mbrl.video import encode_gif
 from world_model import IVideoGPT
-from world_model.data import ClipDataset
+from world_model.data import ClipBatch, ClipDataset, goal_first
 from world_model.learner import LearnerConfig, TokenClips, WorldModelLearner
 
 LOG_UPDATES = 50
@@ -57,6 +58,8 @@ VALIDATED = 64  # held-out episodes that a validation draws its clips from
 class PretrainSettings:
     data: str
     unseen: str
+    mixture: str
+    goal: bool
     out: str
     preset: str
     start_from: str
@@ -78,7 +81,8 @@ class Pretraining:
         s = self.settings = settings
         self.folder = Path(s.out)
         self.device = pick_device(s.device)
-        self.train_data = ClipDataset(s.data, "train")
+        self.mixture = load_mixture(s.mixture) if s.mixture != "none" else None
+        self.train_data = self._train_data("tokenizer")
         self.held_out = {"held_out": _spread(ClipDataset(s.data, "held_out"))}
         if s.unseen != "none":
             self.held_out["unseen"] = _spread(ClipDataset(s.unseen))
@@ -160,8 +164,16 @@ class Pretraining:
             chosen = torch.from_numpy(self.generator.integers(self.settings.cached_clips, size=learner.batch_size))
             tokens, actions, rewards = (field[chosen].to(self.device) for field in self.tokens)
             return TokenClips(tokens.long(), actions, rewards), None
-        batch = self.train_data.sample(learner.tokenizer_batch_size, learner.tokenizer_span, self.generator)
+        batch = self._sample(self.train_data, learner.tokenizer_batch_size, learner.tokenizer_span, self.generator)
         return None, to_float(batch.frames.to(self.device))
+
+    def _train_data(self, stage: str) -> ClipDataset:
+        """What a stage learns from: of a mixture, the transformer may see a part only."""
+        return ClipDataset(self.settings.data, "train", weights=weights(self.mixture, stage) if self.mixture else None)
+
+    def _sample(self, data: ClipDataset, count: int, length: int, generator: np.random.Generator) -> ClipBatch:
+        batch = data.sample(count, length, generator)
+        return ClipBatch(*goal_first(*batch)) if self.settings.goal else batch
 
     @functools.cached_property
     def tokens(self) -> TokenClips:
@@ -170,9 +182,10 @@ class Pretraining:
         if path.exists():
             return TokenClips(**safetensors.torch.load_file(path))
         generator, parts = np.random.default_rng(stream_seed(s.seed, "cached clips")), []
+        data = self._train_data("transformer")
         for first in trange(0, s.cached_clips, TOKENIZED, desc="clips to tokens", leave=False):
             size = min(TOKENIZED, s.cached_clips - first)
-            batch = self.train_data.sample(size, s.learner.segment_length, generator)
+            batch = self._sample(data, size, s.learner.segment_length, generator)
             with self.world.autocast():
                 tokens, _ = self.world.model.tokens(to_float(batch.frames.to(self.device)))
             parts.append((tokens.int().cpu(), batch.actions, batch.rewards))
@@ -185,7 +198,7 @@ class Pretraining:
     def _validate(self) -> None:
         s = self.settings
         for part, episodes in self.held_out.items():
-            metrics, grid = validate(self.world, episodes, s.horizon, stream_seed(s.seed, "validation"))
+            metrics, grid = validate(self.world, episodes, s.horizon, stream_seed(s.seed, "validation"), goal=s.goal)
             self.logger.scalars(self.update, {f"{part}/{name}": value for name, value in metrics.items()})
             if grid is not None:
                 self.logger.video(f"{part}/dream", self.update, encode_gif(grid, fps=3))

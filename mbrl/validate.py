@@ -18,6 +18,7 @@ from mbrl.replay import Episode
 from mbrl.rollout import to_float, to_uint8
 from mbrl.video import dream_grid
 from world_model import Dream
+from world_model.data import goal_first
 from world_model.learner import WorldModelLearner
 from world_model.metrics import copied_share, correlation, moving_errors, psnr
 
@@ -51,11 +52,13 @@ def validate(
     seed: int,
     temperature: float = 1.0,
     top_k: int = 100,
+    goal: bool = False,
 ) -> tuple[dict[str, float], NDArray[np.uint8] | None]:
     """Metrics of `horizon`-frame dreams and a video real | imagined | error, uint8 (horizon, 3, height, width).
 
     Nothing of it touches training: the model is in evaluation mode and the draws come from `seed`. `shuffled` dreams
-    are under the actions of the next clip, which is of another episode where there are several.
+    are under the actions of the next clip, which is of another episode where there are several. With `goal` a clip's
+    last frame comes first.
     Without an episode long enough there are no metrics and no video.
     """
     model, layout = world.model, world.model.layout
@@ -63,6 +66,8 @@ def validate(
     frames, actions, rewards = cut_clips(episodes, CLIPS, known + horizon, seed)
     if not len(frames):
         return {}, None
+    if goal:
+        frames, actions, rewards = goal_first(frames, actions, rewards)
     clips = to_float(frames.to(model.device))
     # actions[:, i] leads to frame i + 1: the first known - 1 lie inside the context.
     actions, rewards = (field[:, known - 1 :].to(model.device) for field in (actions, rewards))

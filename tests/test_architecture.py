@@ -37,7 +37,9 @@ RULES = {
     ),
     "agents": Rule(frozenset({"torch", "numpy"}), denied=LOGGER),
     "world_model": Rule(frozenset({"torch", "numpy", "safetensors"}), denied=LOGGER),
-    "world_model/data": Rule(frozenset({"torch", "numpy", "safetensors", "av", "h5py", "pyarrow"}), denied=LOGGER),
+    "world_model/data": Rule(
+        frozenset({"torch", "numpy", "safetensors", "PIL", "av", "h5py", "pyarrow"}), denied=LOGGER
+    ),
     "mbrl": Rule(frozenset({"*"}), denied=frozenset({"tests", "conftest", "pytest", "benchmarks"})),
     "benchmarks": Rule(frozenset({"*"}), denied=frozenset({"tests", "conftest", "pytest"})),
 }

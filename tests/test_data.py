@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from mbrl import data
+from mbrl import data, scripted
 from mbrl.settings import UserError, load_plain
 from world_model.data import ClipDataset, DataError, Recording, shard_names, write_shard
 
@@ -61,6 +61,15 @@ def test_held_out_episodes_are_not_trained_on(folder):
     assert seen == {"train": {0, 1, 3, 4, 5, 7}, "held_out": {2, 6}}
 
 
+def test_small_shards_give_their_share(tmp_path):
+    """Files of five episodes, say: none has a twentieth one, but a twentieth of all is held out."""
+    for shard in range(200):
+        write_shard(tmp_path, f"s-{shard:05d}", [recording(0, 2)] * 5, "toy")
+    parts = {part: ClipDataset(tmp_path, part).num_episodes for part in ("train", "held_out")}
+    assert sum(parts.values()) == 1000
+    assert 35 <= parts["held_out"] <= 65
+
+
 def test_bad_datasets_are_refused_by_name(folder, tmp_path):
     with pytest.raises(DataError, match=r"nowhere.*make data"):
         ClipDataset(tmp_path / "nowhere")
@@ -84,10 +93,10 @@ def settings(tmp_path_factory):
 
 
 def test_recording_is_taken_up_again_and_repeatable(settings, tmp_path):
-    missing = data.jobs(settings)
-    assert [(job.name, len(job.episodes)) for job in missing] == [("reach-000", 2), ("reach-001", 1)]
-    assert data.record(missing[1]) == 1
-    assert [job.name for job in data.jobs(settings)] == ["reach-000"]
+    jobs = data.jobs(settings)
+    assert [(job.name, len(job.units)) for job in jobs] == [("reach-000", 2), ("reach-001", 1)]
+    assert data.record(jobs[1]) == data.Done(units=1, episodes=1, skipped=[])
+    assert [job.name for job in data.missing(jobs)] == ["reach-000"]
     again = dataclasses.replace(settings, out=str(tmp_path))
     data.record(data.jobs(again)[1])
     one, two = (ClipDataset(s.out).episode(0) for s in (settings, again))
@@ -98,10 +107,10 @@ def test_recording_is_taken_up_again_and_repeatable(settings, tmp_path):
 
 
 def test_tasks_for_pre_training_are_never_judged_on():
-    tasks = data.chosen_tasks(("pretraining",))
+    tasks = scripted.chosen_tasks(("pretraining",))
     assert len(tasks) == 44
-    assert not set(tasks) & set(data.chosen_tasks(("paper",)))
-    assert data.chosen_tasks(("hammer", "paper"))[0] == "hammer"
-    assert len(data.chosen_tasks(("hammer", "paper"))) == 6
+    assert not set(tasks) & set(scripted.chosen_tasks(("paper",)))
+    assert scripted.chosen_tasks(("hammer", "paper"))[0] == "hammer"
+    assert len(scripted.chosen_tasks(("hammer", "paper"))) == 6
     with pytest.raises(UserError, match="not a task of Meta-world"):
-        data.chosen_tasks(("toy/reach",))
+        scripted.chosen_tasks(("toy/reach",))

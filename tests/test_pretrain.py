@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 
 from mbrl import pretrain
 from world_model import IVideoGPT
-from world_model.data import Recording, write_shard
+from world_model.data import ClipDataset, Recording, write_shard
 from world_model.learner import WorldModelLearner
+from world_model.weights import read_heads
 
 
 def moving_square(seed: int, decisions: int = 15, size: int = 64) -> Recording:
@@ -107,6 +108,24 @@ def test_one_stage_leaves_the_other_part_as_it_was(data, tmp_path):
     a, b = final_weights(tmp_path / "a"), final_weights(tmp_path / "b")
     changed = {name.split(".")[0] for name, value in a.items() if not torch.equal(value, b[name])}
     assert changed == {"transformer", "action_linear", "reward_linear"}
+
+
+def test_clips_without_actions_with_the_goal_first(data, tmp_path, typed):
+    """Of a mixture of which the transformer sees a part; the frames that it is given begin with the last."""
+    episodes = [ClipDataset(data).episode(i) for i in range(20)]
+    (folder := tmp_path / "data").mkdir()
+    for name in ("bridge", "sthsth"):
+        free = [Recording(e.frames, e.actions[:, :0], e.rewards) for e in episodes]
+        write_shard(folder, name, free, name)
+    out = tmp_path / "out"
+    code, _, error = typed(pretrain.main, *words(folder, out, "goal=true", "mixture=paper"))
+    assert (code, error) == (0, "")
+    assert read_heads(out / "model").action_dim == 0
+    clips = load_file(out / "tokens.safetensors")["tokens"]
+    assert len(clips) == 20
+    code, _, error = typed(pretrain.main, *words(data, tmp_path / "other", "mixture=paper"))
+    assert code == 2
+    assert "none is in the mixture" in error
 
 
 @pytest.mark.parametrize(

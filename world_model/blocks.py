@@ -156,8 +156,13 @@ class CrossAttention(nn.Module):
         keys, values = F.linear(joined.transpose(1, 2) + self.kv_pos_emb, weight, bias).chunk(2, dim=-1)
         return self._heads(keys), self._heads(values)
 
-    def forward(self, x: Tensor, memory: Memory) -> Tensor:
-        """x (B F, C, H, W), memory of B clips -> (B F, C, H, W). The F frames of a clip share one attention call."""
+    def forward(self, x: Tensor, memory: Memory | None) -> Tensor:
+        """x (B F, C, H, W), memory of B clips -> (B F, C, H, W). The F frames of a clip share one attention call.
+
+        Without memory nothing is added: what is left is what the frame's own tokens say.
+        """
+        if memory is None:
+            return F.silu(x)
         keys, values = memory
         channels, dropout = x.shape[1], self.dropout if self.training else 0.0
         q = self.q_norm(x).flatten(2).transpose(1, 2) + self.q_pos_emb  # (B F, P, C)
@@ -310,7 +315,8 @@ class ConditionalDecoder(Decoder):
         blocks = cast(Iterable[CrossAttention], self.cross_att_blocks)
         return [block.memory(features[i]) for block, i in zip(blocks, used, strict=True)]
 
-    def forward(self, x: Tensor, memory: list[Memory]) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, memory: list[Memory] | None) -> Tensor:  # type: ignore[override]
+        memory = memory or [None] * len(self.cross_att_blocks)  # type: ignore[list-item]
         x = self.mid_block(self.conv_in(x))
         x, used = self.cross_att_blocks[0](x, memory[0]), 1
         for i, block in enumerate(self.up_blocks):

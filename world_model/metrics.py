@@ -6,9 +6,13 @@ frame by more than 10/255 in some channel; copying that frame is the predictor t
 
 from typing import NamedTuple
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 MOVED = 10 / 255
+SSIM_WINDOW, SSIM_SIGMA = 11, 1.5  # of the Gaussian window (Wang et al., 2004)
+SSIM_CONSTANTS = (0.01**2, 0.03**2)
 
 
 def moved(frames: Tensor, last: Tensor) -> Tensor:
@@ -40,6 +44,30 @@ def moving_errors(predicted: Tensor, true: Tensor, last: Tensor) -> Errors:
 def psnr(predicted: Tensor, true: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB, one for each picture: (..., 3, height, width) -> (...)."""
     return -10 * (predicted - true).square().mean((-1, -2, -3)).clamp_min(1e-10).log10()
+
+
+def ssim(predicted: Tensor, true: Tensor) -> Tensor:
+    """Structural similarity, one for each picture: (..., 3, height, width) in [0, 1] -> (...).
+
+    Means over all places where the window fits whole, and over channels (Wang et al., 2004,
+    DOI 10.1109/TIP.2003.819861). Pictures must be at least 11 pixels a side.
+    """
+    at = torch.arange(SSIM_WINDOW, device=true.device) - SSIM_WINDOW // 2
+    bell = (-at.square() / (2 * SSIM_SIGMA**2)).exp()
+    bell = bell / bell.sum()
+
+    def blur(x: Tensor) -> Tensor:
+        """(P, 1, height, width), separably."""
+        return F.conv2d(F.conv2d(x, bell.view(1, 1, -1, 1)), bell.view(1, 1, 1, -1))
+
+    a, b = (pictures.float().reshape(-1, 1, *pictures.shape[-2:]) for pictures in (predicted, true))
+    mean_a, mean_b = blur(a), blur(b)
+    var_a, var_b = blur(a * a) - mean_a**2, blur(b * b) - mean_b**2
+    covariance = blur(a * b) - mean_a * mean_b
+    c1, c2 = SSIM_CONSTANTS
+    similarity = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
+    similarity = similarity * (2 * covariance + c2) / (var_a + var_b + c2)
+    return similarity.mean((1, 2, 3)).view(true.shape[:-2]).mean(-1)
 
 
 def correlation(a: Tensor, b: Tensor) -> float:

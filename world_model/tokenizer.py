@@ -144,10 +144,11 @@ class CompressiveTokenizer(nn.Module):
         clips = codes.shape[:2]
         return frames.unflatten(0, clips), self.cond_decoder.memory([f.unflatten(0, clips) for f in features])
 
-    def decode_future(self, codes: Tensor, memory: list[Memory], last: Tensor) -> Tensor:
+    def decode_future(self, codes: Tensor, memory: list[Memory] | None, last: Tensor) -> Tensor:
         """Quantized future (B, F, n, D) -> frames (B, F, 3, H, W).
 
-        `last`, the last context frame (B, 3, H, W), is what changes are added to in a `residual` model.
+        `last`, the last context frame (B, 3, H, W), is what changes are added to in a `residual` model. Without
+        `memory` the cross-attention is left out: what the tokens say of a frame by themselves.
         """
         p, side = self.config.patch_size, self.config.dynamics_resolution
         h = self.post_quant_linear(codes.flatten(0, 1))  # (B F, n, p p C)
@@ -198,6 +199,16 @@ class CompressiveTokenizer(nn.Module):
             return context
         future = self.decode_future(self.dynamics_quantize.embedding(dynamics_ids), memory, context[:, -1])
         return torch.cat([context, future], dim=1)
+
+    def decode_alone(self, dynamics_ids: Tensor) -> Tensor:
+        """Dynamics tokens (B, F, n), ids of their codebook -> frames (B, F, 3, H, W) without a look at the context.
+
+        Shows what the dynamics tokens hold and what comes from the context (iVideoGPT, arXiv 2405.15223).
+        The changes of a `residual` model are added to grey.
+        """
+        size = self.config.resolution
+        codes = self.dynamics_quantize.embedding(dynamics_ids)
+        return self.decode_future(codes, None, codes.new_full((len(codes), self.config.in_channels, size, size), 0.5))
 
     def forward(self, frames: Tensor, quantized: bool = True) -> Reconstruction:
         """Encode, quantize and decode: frames float (B, K + F, 3, H, W) in [0, 1]. Differentiable.

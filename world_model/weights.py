@@ -13,10 +13,10 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
@@ -120,8 +120,33 @@ def read_configs(folder: str | Path, context_length: int | None = None) -> tuple
             )
         raw["context_length"] = context_length
     tokenizer = _config(TokenizerConfig, raw, TOKENIZER_DEFAULTS)
-    transformer = _config(TransformerConfig, _read_json(folder / "transformer/config.json"), TRANSFORMER_DEFAULTS)
+    raw = _read_json(folder / "transformer/config.json")
+    transformer = _config(TransformerConfig, raw, TRANSFORMER_DEFAULTS)
+    if (words := raw.get("vocab_size", tokenizer.layout.vocabulary)) != tokenizer.layout.vocabulary:
+        raise WeightsError(
+            f"{folder}: the tokenizer makes {tokenizer.layout.vocabulary} kinds of tokens, the transformer knows "
+            f"{words}; they do not belong together"
+        )
     return tokenizer, transformer
+
+
+class Heads(NamedTuple):
+    action_dim: int  # 0: the checkpoint is action-free
+    rewards: bool
+
+
+def read_heads(folder: str | Path) -> Heads:
+    """Which heads the transformer of a checkpoint was saved with. Raises WeightsError."""
+    path = Path(folder) / TRANSFORMER_FILE
+    try:
+        with safe_open(path, "pt") as file:
+            names = file.keys()
+            action_dim = file.get_slice("action_linear.weight").get_shape()[1] if "action_linear.weight" in names else 0
+            return Heads(action_dim, "reward_linear.weight" in names)
+    except FileNotFoundError:
+        raise WeightsError(f"no checkpoint here: {path} is missing") from None
+    except SafetensorError as error:
+        raise WeightsError(f"{path} is damaged: {error}") from None
 
 
 def _fill(module: nn.Module, state: dict[str, Tensor], source: Path) -> None:

@@ -11,15 +11,19 @@ of them and draws windows of consecutive frames, each gathered from the mapped f
 Letters: N frames of a shard, E its episodes, B batch, T frames of a window, A action.
 """
 
+import functools
 import os
 import zipfile
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+MAPPED = 256  # shards that are mapped at a time: each is an open file, and of those there are not many
 
 
 class DataError(ValueError):
@@ -40,6 +44,15 @@ class ClipBatch(NamedTuple):
     frames: Tensor  # uint8 (B, T, 3, H, W)
     actions: Tensor  # float32 (B, T, A)
     rewards: Tensor  # float32 (B, T)
+
+
+def goal_first(*fields: Tensor) -> tuple[Tensor, ...]:
+    """Clips ordered (o_T, o_1, ..., o_{T-1}) for goal-conditioned prediction: (B, T, ...) each.
+
+    Where the context is two frames or more, actions and rewards that are re-ordered in the same way still lead from
+    each future frame to the next (iVideoGPT, arXiv 2405.15223).
+    """
+    return tuple(field.roll(1, dims=1) for field in fields)
 
 
 def shard_names(folder: str | Path) -> set[str]:
@@ -67,33 +80,59 @@ def write_shard(folder: str | Path, name: str, recordings: Sequence[Recording], 
         temporary.rename(folder / f"{name}{suffix}")
 
 
+def _held_out(name: str, episodes: int, every: int) -> set[int]:
+    """Which episodes of a shard are held out. By the shard alone, so that shards added later leak nothing."""
+    if not every:
+        return set()
+    if episodes >= every:
+        return set(range(every - 1, episodes, every))
+    # Of smaller shards so many give one episode that it is the same share of all.
+    return {episodes - 1} if zlib.crc32(name.encode()) % every < episodes else set()
+
+
 class ClipDataset:
     """All episodes of some shards, or a part of them.
 
     Args:
         folder: where the shards lie.
-        part: "train", "held_out" (every `held_out_every`-th episode of a shard) or "all".
+        part: "train", "held_out" (one in `held_out_every` episodes) or "all".
         held_out_every: 0 holds nothing out.
+        weights: how often clips of each dataset of a mixture are drawn, by its name; others are never drawn. None draws
+            every window equally often.
     Raises:
-        DataError: there is no shard, one is damaged, or they do not belong together.
+        DataError: there is no shard, one is damaged, they do not belong together, or nothing has a weight.
     """
 
-    def __init__(self, folder: str | Path, part: str = "all", held_out_every: int = 20) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        part: str = "all",
+        held_out_every: int = 20,
+        weights: Mapping[str, float] | None = None,
+    ) -> None:
         self.folder = Path(folder)
-        self._frames: list[np.ndarray] = []
+        self._datasets: list[str] = []  # of each shard
+        self._paths: list[Path] = []
+        self._map = functools.lru_cache(MAPPED)(lambda shard: np.load(self._paths[shard], mmap_mode="r"))
+        self._cumulative: dict[int, np.ndarray] = {}  # of a mixture: chances of the episodes, by length
         self._actions: list[np.ndarray] = []
         self._rewards: list[np.ndarray] = []
         episodes: list[tuple[int, int, int]] = []  # shard, first frame, frames
         for name in sorted(shard_names(folder)):
             lengths = self._open(name)
             firsts = np.cumsum(lengths) - lengths
+            held_out = _held_out(name, len(lengths), held_out_every)
             for i, (first, length) in enumerate(zip(firsts, lengths, strict=True)):
-                held_out = held_out_every > 0 and i % held_out_every == held_out_every - 1
-                if part == "all" or held_out == (part == "held_out"):
-                    episodes.append((len(self._frames) - 1, int(first), int(length)))
+                if part == "all" or (i in held_out) == (part == "held_out"):
+                    episodes.append((len(self._paths) - 1, int(first), int(length)))
+        if not episodes and self._paths:
+            raise DataError(f"{folder} has too few episodes for a {part} part; part=all takes what there is")
         if not episodes:
             raise DataError(f"{folder} holds no {'' if part == 'all' else part + ' '}episodes; make data fills it")
         self._episodes = np.array(episodes)  # (E, 3)
+        self._weights = weights
+        if weights is not None and not any(weights.get(name, 0) for name in self._datasets):
+            raise DataError(f"{folder} holds {', '.join(sorted(set(self._datasets)))}: none is in the mixture")
 
     def _open(self, name: str) -> np.ndarray:
         """Map shard `name`; the lengths of its episodes."""
@@ -102,22 +141,29 @@ class ClipDataset:
             frames = np.load(path.with_suffix(".npy"), mmap_mode="r")
             with np.load(path.with_suffix(".npz"), allow_pickle=False) as index:
                 lengths, actions, rewards = index["lengths"], index["actions"], index["rewards"]
+                dataset = str(index["dataset"])
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise DataError(f"shard {path} is damaged ({error}); remove {path}.npz and make data again") from error
         if not len(frames) == len(actions) == len(rewards) == lengths.sum():
             raise DataError(f"shard {path} is damaged (its parts differ in length); remove {path}.npz")
-        if self._frames and frames.shape[1:] != self._frames[0].shape[1:]:
-            raise DataError(f"shard {path} has frames {frames.shape[1:]}, others {self._frames[0].shape[1:]}")
+        if self._paths and frames.shape[1:] != self.frame_shape:
+            raise DataError(f"shard {path} has frames {frames.shape[1:]}, others {self.frame_shape}")
         if self._actions and actions.shape[1:] != self._actions[0].shape[1:]:
             raise DataError(f"shard {path} has actions {actions.shape[1:]}, others {self._actions[0].shape[1:]}")
-        self._frames.append(frames)
+        self._paths.append(path.with_suffix(".npy"))
         self._actions.append(actions)
         self._rewards.append(rewards)
+        self._datasets.append(dataset)
         return lengths
 
     @property
     def num_episodes(self) -> int:
         return len(self._episodes)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Frames of each episode, (E,)."""
+        return self._episodes[:, 2]
 
     @property
     def num_frames(self) -> int:
@@ -126,7 +172,7 @@ class ClipDataset:
     @property
     def frame_shape(self) -> tuple[int, int, int]:
         """(3, H, W)"""
-        return self._frames[0].shape[1:]
+        return self._map(0).shape[1:]
 
     @property
     def action_dim(self) -> int:
@@ -136,11 +182,28 @@ class ClipDataset:
         """A copy of one whole episode."""
         shard, first, length = self._episodes[index].tolist()
         last = first + length - 1
-        frames, actions, rewards = self._frames[shard], self._actions[shard], self._rewards[shard]
+        frames, actions, rewards = self._map(shard), self._actions[shard], self._rewards[shard]
         return Recording(np.array(frames[first : last + 1]), actions[first:last].copy(), rewards[first:last].copy())
+
+    def _by_weight(self, length: int) -> np.ndarray:
+        """(E,): up to each episode, the chance that it or one before it is drawn, of those that are long enough."""
+        if length not in self._cumulative:
+            assert self._weights is not None
+            names, fits = np.array(self._datasets)[self._episodes[:, 0]], self.lengths >= length
+            chances = np.zeros(len(names))
+            for name, weight in self._weights.items():
+                if (members := fits & (names == name)).any():
+                    chances[members] = weight / members.sum()
+            if not chances.any():
+                raise DataError(f"no episode of {self.folder} that is in the mixture has {length} frames")
+            ends = np.cumsum(chances)
+            self._cumulative[length] = ends / ends[-1]  # exactly one at the end
+        return self._cumulative[length]
 
     def sample(self, batch_size: int, length: int, generator: np.random.Generator) -> ClipBatch:
         """Windows of `length` frames, uniform over all that fit an episode, with repetition.
+
+        In a mixture a dataset is drawn by its weight, one of its episodes, and a window of that.
 
         Raises:
             DataError: no episode is long enough.
@@ -149,16 +212,22 @@ class ClipDataset:
         ends = np.cumsum(windows)
         if not ends[-1]:
             raise DataError(f"no episode of {self.folder} has {length} frames (longest: {self._episodes[:, 2].max()})")
-        drawn = generator.integers(ends[-1], size=batch_size)
-        episode = np.searchsorted(ends, drawn, side="right")
-        start = drawn - (ends - windows)[episode]
+        if self._weights is None:
+            drawn = generator.integers(ends[-1], size=batch_size)
+            episode = np.searchsorted(ends, drawn, side="right")
+            start = drawn - (ends - windows)[episode]
+        else:
+            episode = np.searchsorted(self._by_weight(length), generator.random(batch_size), side="right")
+            start = generator.integers(windows[episode])
+        return self.windows(episode, start, length)
+
+    def windows(self, episodes: np.ndarray, starts: np.ndarray, length: int) -> ClipBatch:
+        """The window of `length` frames of each of `episodes` (B,) that begins at its frame `starts` (B,)."""
         places = [
             (shard, slice(first + offset, first + offset + length))
-            for (shard, first, _), offset in zip(self._episodes[episode].tolist(), start.tolist(), strict=True)
+            for (shard, first, _), offset in zip(self._episodes[episodes].tolist(), starts.tolist(), strict=True)
         ]
+        fields = (self._map, self._actions.__getitem__, self._rewards.__getitem__)
         return ClipBatch(
-            *(
-                torch.from_numpy(np.stack([field[shard][window] for shard, window in places]))
-                for field in (self._frames, self._actions, self._rewards)
-            )
+            *(torch.from_numpy(np.stack([of(shard)[window] for shard, window in places])) for of in fields)
         )

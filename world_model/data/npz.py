@@ -1,0 +1,44 @@
+"""Folders of .npz episodes, as the official iVideoGPT converters write them (Open X-Embodiment, BAIR, RoboNet, VP2).
+
+<path>/**/<episode>.npz    one array of pictures (T, H, W, 3) under its camera's name, and where known
+                           `action` (T, A) or (T - 1, A) and `reward` (T,) or (T - 1,)
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import numpy as np
+
+from world_model.data.clips import Recording
+from world_model.data.source import NamedClip, SourceOptions, found, groups
+
+
+class NpzFolder:
+    unit = "episode"
+
+    def __init__(self, options: SourceOptions) -> None:
+        self.options = options
+
+    def shards(self, size: int) -> dict[str, Sequence[str]]:
+        folder = self.options.path
+        files = found(folder.rglob("*.npz"), ".npz files", folder)
+        return groups(self.options.name, [str(file.relative_to(folder)) for file in files], size)
+
+    def clips(self, units: Sequence[str]) -> Iterator[NamedClip]:
+        for unit in units:
+            yield unit, partial(self._read, unit)
+
+    def _read(self, unit: str) -> Recording:
+        with np.load(self.options.path / unit, allow_pickle=False) as file:
+            pictures = file[self._picture_key(file.files)]
+            actions = file["action"] if "action" in file else None
+            rewards = file["reward"] if "reward" in file else None
+        if pictures.dtype.kind not in "iu" or pictures.min() < 0 or pictures.max() > 255:
+            raise ValueError(f"its pictures are {pictures.dtype}, not whole numbers from 0 to 255")
+        return self.options.recording(pictures.astype(np.uint8), actions, rewards)  # the BAIR converter writes int64
+
+    def _picture_key(self, names: list[str]) -> str:
+        key = self.options.picture_key or "image"
+        if key not in names:
+            raise ValueError(f"has no picture_key={key}, only {', '.join(names)}")
+        return key

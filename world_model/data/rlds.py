@@ -1,0 +1,65 @@
+"""Open X-Embodiment and other RLDS datasets, as tensorflow_datasets stores them; neither it nor TensorFlow is needed.
+
+    <path>/  the version's folder, such as bridge/0.1.0:
+        features.json  dataset_info.json
+        bridge-train.tfrecord-00000-of-01024  ...        one record an episode
+
+In a record every step's value stands behind the one before: `steps/observation/<camera>` holds T encoded pictures,
+`steps/action` T * A numbers (or `steps/action/<part>` does, then the parts are joined in the order of their names),
+`steps/reward` T. actions[t] is taken at observation t (RLDS, arXiv 2111.02767).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import numpy as np
+
+from world_model.data.clips import Recording
+from world_model.data.source import NamedClip, SourceOptions, decode_picture, found, groups
+from world_model.data.tfrecord import Example, examples
+
+
+class Rlds:
+    unit = "file"
+
+    def __init__(self, options: SourceOptions) -> None:
+        self.options = options
+
+    def shards(self, size: int) -> dict[str, Sequence[str]]:
+        """One file a shard: how many episodes it holds shows only when it is read."""
+        folder = self.options.path
+        files = found(folder.glob("*.tfrecord-*"), ".tfrecord files (it must be a version's folder)", folder)
+        return groups(self.options.name, [file.name for file in files], 1)
+
+    def clips(self, units: Sequence[str]) -> Iterator[NamedClip]:
+        for unit in units:
+            for name, example in examples(self.options.path / unit):
+                yield name, partial(self._read, example)
+
+    def _read(self, example: Callable[[], Example]) -> Recording:
+        features = example()
+        key = f"steps/observation/{self.options.picture_key or 'image'}"
+        pictures = features.get(key)
+        if not isinstance(pictures, list):
+            cameras = [name.split("/", 2)[2] for name, value in features.items() if _holds_pictures(name, value)]
+            raise ValueError(f"has no picture_key={key.split('/', 2)[2]}, only {', '.join(sorted(cameras))}")
+        rewards = features.get("steps/reward")
+        return self.options.recording(
+            (decode_picture(picture) for picture in pictures),
+            _actions(features, len(pictures)),
+            rewards if isinstance(rewards, np.ndarray) else None,
+        )
+
+
+def _actions(features: Example, length: int) -> np.ndarray | None:
+    """(T, A); words among the actions are left out."""
+    names = sorted(name for name in features if name == "steps/action" or name.startswith("steps/action/"))
+    parts = [features[name] for name in names]
+    numbers = [part.astype(np.float32).reshape(length, -1) for part in parts if isinstance(part, np.ndarray)]
+    return np.concatenate(numbers, axis=1) if numbers else None
+
+
+def _holds_pictures(name: str, value: list[bytes] | np.ndarray) -> bool:
+    if not name.startswith("steps/observation/") or not isinstance(value, list):
+        return False
+    return bool(value) and value[0].startswith((b"\x89PNG", b"\xff\xd8"))
