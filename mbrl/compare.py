@@ -2,7 +2,7 @@
 
 Who wins, and how sure are we? Writes a folder, runs/reports/<name>: index.html to look at, the table as table.csv,
 table.md and table.tex, and curves.png. Every key stands in configs/compare.yaml. A report is written whole or not at
-all; what does not belong together is refused (see `mbrl/results.py`), what weakens a number is said beside it.
+all; what does not belong together is refused (see `mbrl/report/results.py`), what weakens a number is said beside it.
 """
 
 import dataclasses
@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import envs
-from mbrl import figures, foreign, report, results, tables
 from mbrl.command import command
-from mbrl.comparison import Comparison, Note, compare
-from mbrl.results import Curve, NothingThere
+from mbrl.report import figures, foreign, page, results, tables
+from mbrl.report.comparison import Comparison, Note, compare
+from mbrl.report.results import Curve, NothingThere
 from mbrl.settings import Positive, Range, UserError, load_plain
 
 
@@ -57,7 +57,7 @@ def read(settings: CompareSettings, note: Note) -> list[Curve]:
     for path in files:
         published = foreign.read_file(path, of_interest, note)
         if published is None and str(path) in settings.runs:
-            raise UserError(f"{path} is no file of results that is known here: see mbrl/foreign.py for those that are")
+            raise UserError(f"{path} is no file of results known here; mbrl/report/foreign.py says which are")
         if not published and str(path) in settings.runs:
             raise UserError(f"{path} has no run of {', '.join(sorted(of_interest)) or 'a task that is known here'}")
         curves += published or []
@@ -80,7 +80,7 @@ def write(comparison: Comparison, notes: Sequence[str], settings: CompareSetting
     with tempfile.TemporaryDirectory(prefix=f".{settings.name}-", dir=target.parent) as scratch:
         folder, before = Path(scratch) / "new", Path(scratch) / "old"
         folder.mkdir()
-        (folder / "index.html").write_text(report.page(comparison, notes, score, made_by), encoding="utf-8")
+        (folder / "index.html").write_text(page.document(comparison, notes, score, made_by), encoding="utf-8")
         (folder / "table.csv").write_text(tables.as_csv(rows), encoding="utf-8")
         (folder / "table.md").write_text(tables.as_markdown(rows, score), encoding="utf-8")
         (folder / "table.tex").write_text(tables.as_latex(rows, score), encoding="utf-8")
@@ -111,7 +111,7 @@ def main(words: list[str]) -> None:
     folder = write(comparison, notes, settings, made_by)
     for note in notes:
         print(f"note: {note}")
-    print(*report.verdict(comparison))
+    print(*page.verdict(comparison))
     print(folder / "index.html")
 
 

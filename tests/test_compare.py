@@ -11,9 +11,9 @@ from synthetic import compared, run, two_tasks, words
 from tiny import Command, copy_of
 
 from mbrl import compare as compare_module
-from mbrl import figures
 from mbrl.compare import main
-from mbrl.stats import iqm
+from mbrl.report import figures
+from mbrl.report.stats import iqm
 from mbrl.video import encode_gif
 
 

@@ -11,9 +11,9 @@ import pytest
 from synthetic import HEAD, compared, run, settings, two_tasks, words
 from tiny import Command
 
-from mbrl import foreign
 from mbrl.compare import main, read
-from mbrl.results import Curve
+from mbrl.report import foreign
+from mbrl.report.results import Curve
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_mistakes_get_one_line(typed: Command, runs: Path) -> None:
     for word, said in (
         ("runs=[nowhere]", "nowhere: there is no run and no file of results"),
         ("runs=[nowhere/*]", "nowhere/*: there is no run"),
-        (f"runs=[{runs}/hammer/mbpo/1/config.yaml]", "is no file of results that is known here"),
+        (f"runs=[{runs}/hammer/mbpo/1/config.yaml]", "is no file of results known here"),
         ("task_names=[hamer]", "unknown task 'hamer'; did you mean 'hammer'?"),
         ("task_names=[door-lock]", "no run of door-lock in"),
         ("name=../x", "it names a folder"),

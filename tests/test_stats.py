@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mbrl.stats import Estimate, area, bootstrap, improvement, iqm, profile, time_to
+from mbrl.report.stats import Estimate, area, bootstrap, improvement, iqm, profile, time_to
 
 # -- by hand -----------------------------------------------------------------------------------------------------------
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mbrl.comparison import THRESHOLDS, Row
-from mbrl.stats import Estimate
+from mbrl.report.comparison import THRESHOLDS, Row
+from mbrl.report.stats import Estimate
 
 PERCENT = [f"{100 * threshold:.0f}" for threshold in THRESHOLDS]
 

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import envs
-from mbrl.results import Curve, suite
+from mbrl.report.results import Curve, suite
 from mbrl.settings import UserError
 
 DREAMERV3 = "DreamerV3's files: scores as logged; action repeat and episodes behind each are not stated"

@@ -6,7 +6,7 @@
 
 Within a task all methods are compared at the same frame: the last that every run of ours has reached. The numbers over
 all tasks are formed on the tasks that every method of ours has; other people's results join where they reach as far.
-Statistics are those of `mbrl/stats.py`.
+Statistics are those of `mbrl/report/stats.py`.
 """
 
 import dataclasses
@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mbrl.results import Curve
+from mbrl.report.results import Curve
+from mbrl.report.stats import REPS, Array, Estimate, area, bootstrap, improvement, iqm, profile, time_to
 from mbrl.settings import UserError
-from mbrl.stats import REPS, Array, Estimate, area, bootstrap, improvement, iqm, profile, time_to
 
 ALL = "all tasks"
 ENOUGH_SEEDS = 5

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from mbrl.comparison import Comparison, Improvement, Line
-from mbrl.stats import Array
+from mbrl.report.comparison import Comparison, Improvement, Line
+from mbrl.report.stats import Array
 
 # Told apart by people who see colours differently, on white and on a dark ground (after Okabe and Ito).
 LIGHT = ("#0b62d6", "#d4570a", "#118a66", "#b0309a", "#8a6a10", "#007f8c", "#7552e0", "#666a73")

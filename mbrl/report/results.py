@@ -1,7 +1,7 @@
 """Learning curves read back from disk: ours from run folders; which of them may be compared with which.
 
 A run folder gives its scores in eval.csv, its protocol in config.yaml and the versions of the simulator in git.json.
-Files of other projects are read by `mbrl/foreign.py` into the same `Curve`.
+Files of other projects are read by `mbrl/report/foreign.py` into the same `Curve`.
 """
 
 import csv
@@ -18,9 +18,9 @@ import numpy as np
 import yaml
 
 from mbrl.logger import EVAL, EVAL_COLUMNS
+from mbrl.report.stats import Array
 from mbrl.run import CONFIG, FREE_KEYS, PROVENANCE
 from mbrl.settings import UserError, flatten
-from mbrl.stats import Array
 
 # What the simulator of a task is made of; other versions of these are other tasks.
 SIMULATORS = {"metaworld": ("metaworld", "mujoco"), "dm_control": ("dm-control", "mujoco"), "toy": ()}

@@ -8,18 +8,18 @@ from pathlib import Path
 
 import numpy as np
 
-from mbrl import figures, tables
-from mbrl.comparison import ALL, Comparison, Row
-from mbrl.figures import DARK, LIGHT, Style, svg
-from mbrl.results import VERSIONS, Curve
-from mbrl.stats import Estimate
+from mbrl.report import figures, tables
+from mbrl.report.comparison import ALL, Comparison, Row
+from mbrl.report.figures import DARK, LIGHT, Style, svg
+from mbrl.report.results import VERSIONS, Curve
+from mbrl.report.stats import Estimate
 
 STYLE = Path(__file__).with_suffix(".css")
 VIDEOS = "videos/eval-episodes-*.gif"
 SMALL = (3.1, 2.1)  # inches of a task's panel
 
 
-def page(comparison: Comparison, notes: Sequence[str], score: str, made_by: str) -> str:
+def document(comparison: Comparison, notes: Sequence[str], score: str, made_by: str) -> str:
     """The whole page. `score` is what the scores are, `made_by` the command that repeats it."""
     rows = comparison.rows()
     style = Style(comparison, svg=True)
