@@ -295,7 +295,8 @@ from mbrl.command import keep_memory
 keep_memory()
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-torch.ones(25_000_000)
+for _ in range(20):  # until the heap has found a place for it
+    torch.ones(25_000_000)
 before = faults()
 for _ in range(10):
     torch.ones(25_000_000)
@@ -306,4 +307,4 @@ print(faults() - before)
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="glibc alone can be told so")
 def test_freed_memory_is_used_again() -> None:
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 2.5 * 24_414  # pages of one such tensor; without keep_memory it is ten of them
+    assert int(done.stdout) < 2 * 24_414  # pages of one such tensor; without keep_memory it is ten of them

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import stat
+import subprocess
 import sys
 from pathlib import Path
 
@@ -182,15 +183,28 @@ def test_a_sweep_with_a_failing_run_and_again(typed: Command, run_root: Path) ->
 # -- Slurm -------------------------------------------------------------------------------------------------------------
 
 
-def test_the_slurm_path_on_one_machine(standing_in: Path, typed: Command) -> None:
-    """submitit's local executor: the jobs are pickled, run elsewhere, and their exit codes come back."""
+STAND_IN = """
+import sys
+from mbrl import sweep
+from mbrl.command import command
+sweep.PlannedRun.command = property(lambda run: [sys.executable, "-I", str(run.folder / "code.py")])
+command(sweep.main)
+"""
+
+
+def test_the_slurm_path_on_one_machine(standing_in: Path, project_root: Path) -> None:
+    """submitit's local executor: the jobs are pickled, run elsewhere, and their exit codes come back.
+
+    In a process of its own, for submitit sets up logging and signals for the process that it is imported into.
+    """
     root = standing_in.parents[2]
     for seed, code in ((1, "print('fine')"), (2, "raise SystemExit('error: broken')")):
         (standing_in.parent / str(seed) / "code.py").write_text(code)
-    words = [*COMMON, f"run_root={root}", "task=hammer", "launcher=submitit", "gpus=0"]
-    code, _, error = typed(main, *words, "seed=1-2")
-    assert code == 2
-    assert "1 of 2 runs failed" in error
+    words = [*COMMON, f"run_root={root}", "task=hammer", "launcher=submitit", "gpus=0", "seed=1-2"]
+    line = [sys.executable, "-c", STAND_IN, *words]
+    done = subprocess.run(line, cwd=project_root, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "1 of 2 runs failed" in done.stderr
     assert (standing_in.parent / "1" / "sweep.log").read_text() == "fine\n"
     assert (standing_in.parent / "2" / "sweep.log").read_text() == "error: broken\n"
 
