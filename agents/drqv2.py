@@ -26,8 +26,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from agents.api import InvalidConfig, StateMismatch, TransitionBatch
+from agents.api import InvalidConfig, TransitionBatch
 from agents.networks import ENCODERS, MLP, Encoder, Trunk, orthogonal_init, random_shift
+from agents.saving import flat_weights, load_flat_weights
 from agents.schedules import lowest_value, parse_schedule
 
 SHIFT = 4  # pixels of random shift in each direction
@@ -261,11 +262,7 @@ class DrQv2:
 
     def weights(self) -> dict[str, Tensor]:
         """Every weight under one flat name, `critic.Q1.output.bias` say (for safetensors)."""
-        return {
-            f"{network}.{name}": value.detach().contiguous()
-            for network, module in self._networks().items()
-            for name, value in module.state_dict().items()
-        }
+        return flat_weights(self._networks())
 
     def load_weights(self, weights: dict[str, Tensor]) -> None:
         """Takes over what `weights()` returned, and nothing else (no optimizer, no random state).
@@ -273,18 +270,7 @@ class DrQv2:
         Raises:
             StateMismatch: the weights belong to an agent of other sizes.
         """
-        for name, value in self.weights().items():
-            saved = tuple(weights[name].shape) if name in weights else "missing"
-            if saved != tuple(value.shape):
-                raise StateMismatch(
-                    f"saved agent does not fit: {name} is {saved}, this configuration needs "
-                    f"{tuple(value.shape)}; use the configuration it was trained with"
-                )
-        for network, module in self._networks().items():
-            prefix = f"{network}."
-            module.load_state_dict(
-                {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
-            )
+        load_flat_weights(self._networks(), weights)
 
     def state(self) -> dict[str, Any]:
         """Optimizers and random state, for `torch.save` and a load with `weights_only=True`.

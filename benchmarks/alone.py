@@ -13,8 +13,8 @@ import torch
 from benchmarks import measure
 from benchmarks.measure import Limits, Spread
 from benchmarks.table import duration, number, table
-from mbrl.build import make_agent, make_env, make_world
-from mbrl.replay import Episode, ReplayBuffer
+from mbrl.build import make_agent, make_buffer, make_env, make_world
+from mbrl.replay import Episode
 from mbrl.rollout import dream, to_clips, to_float
 from mbrl.settings import Settings
 
@@ -62,16 +62,7 @@ class Parts:
         self.world = make_world(s, action_dim, device)
         rng = np.random.default_rng(0)
         length = max(self.env.episode_decisions, s.world_model.learner.tokenizer_span, FRAMES)
-        self.replay = ReplayBuffer(
-            EPISODES * length,
-            (3, s.image_size, s.image_size),
-            action_dim,
-            frame_stack=s.frame_stack,
-            nstep=s.nstep,
-            discount=s.discount,
-            seed=0,
-            episode_decisions=length,
-        )
+        self.replay = make_buffer(s, "replay", action_dim, EPISODES * length, length)
         for _ in range(EPISODES):
             self.replay.add(random_episode(rng, length, s.image_size, action_dim))
         learner = s.world_model.learner

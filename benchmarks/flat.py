@@ -6,6 +6,7 @@ seconds. Sampling should not depend on how much is held, the imagined buffer sho
 take time in proportion to its horizon. Needs 6 GB of disk in runs/bench for the million.
 """
 
+import dataclasses
 import resource
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,14 +17,14 @@ import numpy as np
 from benchmarks import measure, options
 from benchmarks.alone import BATCH, CLIPS, FRAMES, Parts, random_episode
 from benchmarks.table import duration, table, write
+from mbrl.build import make_buffer
 from mbrl.command import command
-from mbrl.replay import Episode, ReplayBuffer
+from mbrl.replay import Episode
 from mbrl.settings import Settings, UserError, pick_device
 
 MARKS = (10_000, 100_000, 1_000_000)  # frames in the replay
 TIMES_ROLLOUTS = 10
 HORIZONS = (5, 10, 20)
-SIZE = (3, 64, 64)
 ACTION_DIM = 4
 SAMPLES = 20  # of each kind at a mark
 
@@ -38,27 +39,12 @@ def memory() -> tuple[float, float]:
     return sizes["RssAnon"] / 2**20, sizes["RssFile"] / 2**20
 
 
-def buffer(settings: Settings, decisions: int, episode_decisions: int, mapped_in: Path | None) -> ReplayBuffer:
-    s = settings
-    return ReplayBuffer(
-        decisions,
-        SIZE,
-        ACTION_DIM,
-        frame_stack=s.frame_stack,
-        nstep=s.nstep,
-        discount=s.discount,
-        seed=0,
-        episode_decisions=episode_decisions,
-        memory_limit_bytes=None if mapped_in is None else 0,
-        scratch=mapped_in,
-    )
-
-
 def real_replay(settings: Settings, marks: tuple[int, ...], scratch: Path) -> Iterator[dict[str, Any]]:
     """Memory and sampling time at each mark."""
     s, rng = settings, np.random.default_rng(0)
-    replay = buffer(s, marks[-1] // s.action_repeat, 100, scratch)
-    pool = [random_episode(rng, 100, SIZE[1], ACTION_DIM) for _ in range(8)]  # to draw a million takes long
+    mapped_always = dataclasses.replace(s, replay_memory_gb=0.0)
+    replay = make_buffer(mapped_always, "replay", ACTION_DIM, marks[-1] // s.action_repeat, 100, scratch)
+    pool = [random_episode(rng, 100, s.image_size, ACTION_DIM) for _ in range(8)]  # to draw a million takes long
     count = 0
     for mark in marks:
         while len(replay) < mark // s.action_repeat:
@@ -76,8 +62,9 @@ def real_replay(settings: Settings, marks: tuple[int, ...], scratch: Path) -> It
 def imagined_buffer(settings: Settings, times: int) -> Iterator[dict[str, Any]]:
     """Memory while `times` runs' worth of rollouts go through the imagined buffer."""
     s, rng, stack = settings, np.random.default_rng(0), settings.frame_stack
-    imagined = buffer(s, max(s.imagined_buffer_frames // s.action_repeat, s.rollout_horizon), s.rollout_horizon, None)
-    dreamt = random_episode(rng, s.rollout_horizon + stack - 1, SIZE[1], ACTION_DIM)
+    decisions = s.imagined_buffer_frames // s.action_repeat
+    imagined = make_buffer(s, "imagined", ACTION_DIM, decisions, s.rollout_horizon)
+    dreamt = random_episode(rng, s.rollout_horizon + stack - 1, s.image_size, ACTION_DIM)
     dreamt = Episode(dreamt.frames, dreamt.actions[stack - 1 :], dreamt.rewards[stack - 1 :], False, prefix=stack - 1)
     rollouts = s.initial_rollouts
     rollouts += (s.num_train_frames - s.num_seed_frames) // s.rollout_every_frames * s.rollout_batch

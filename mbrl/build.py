@@ -10,6 +10,7 @@ import torch
 
 import envs
 from agents import Agent, DreamerV3, DrQv2, Uniform
+from mbrl.replay import ReplayBuffer
 from mbrl.run import stream_seed
 from mbrl.settings import Settings, UserError
 from world_model import IVideoGPT, WeightsError
@@ -55,6 +56,28 @@ def make_agent(settings: Settings, env: envs.PixelEnv, device: torch.device) -> 
     if settings.agent == "uniform":
         return Uniform(action_dim, device, seed)
     raise UserError(f"agent={settings.agent} has a file in configs/agents but no line in mbrl/build.py")
+
+
+def make_buffer(
+    settings: Settings, name: str, action_dim: int, decisions: int, episode_decisions: int, scratch: Path | None = None
+) -> ReplayBuffer:
+    """A buffer for `decisions` of them in episodes of `episode_decisions`, at least one; `name` seeds its sampling.
+
+    With `scratch`, frames that need more than `replay_memory_gb` lie in a memory-mapped file there.
+    """
+    s = settings
+    return ReplayBuffer(
+        max(decisions, episode_decisions),
+        (3, s.image_size, s.image_size),
+        action_dim,
+        frame_stack=s.frame_stack,
+        nstep=s.nstep,
+        discount=s.discount,
+        seed=stream_seed(s.seed, name),
+        episode_decisions=episode_decisions,
+        memory_limit_bytes=None if scratch is None else int(s.replay_memory_gb * 2**30),
+        scratch=scratch,
+    )
 
 
 def local_weights(name: str) -> Path | None:

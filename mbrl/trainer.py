@@ -10,7 +10,7 @@ import torch
 
 from agents import Agent, StreamBatch, TransitionBatch, Uniform
 from envs import demonstrations
-from mbrl.build import environment_keywords, make_agent, make_env
+from mbrl.build import environment_keywords, make_agent, make_buffer, make_env
 from mbrl.collector import Collector
 from mbrl.evaluate import Evaluation, play
 from mbrl.replay import Episode, ReplayBuffer
@@ -53,19 +53,8 @@ class Trainer:
 
     def make_buffer(self, name: str, decisions: int, episode_decisions: int) -> ReplayBuffer:
         """A buffer for `decisions` of them in episodes of `episode_decisions`, at least one episode."""
-        s = self.settings
-        return ReplayBuffer(
-            max(decisions, episode_decisions),
-            (3, s.image_size, s.image_size),
-            self.env.action_space.shape[0],
-            frame_stack=s.frame_stack,
-            nstep=s.nstep,
-            discount=s.discount,
-            seed=stream_seed(s.seed, name),
-            episode_decisions=episode_decisions,
-            memory_limit_bytes=int(s.replay_memory_gb * 2**30),
-            scratch=self.run.folder / "replay",
-        )
+        action_dim, scratch = self.env.action_space.shape[0], self.run.folder / "replay"
+        return make_buffer(self.settings, name, action_dim, decisions, episode_decisions, scratch)
 
     def train(self) -> None:
         """The loop, from where the run stands to `num_train_frames`."""

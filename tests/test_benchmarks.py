@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from tiny import TINY, Command
 
 from benchmarks import bench, compare, flat, inputs, measure, options
+from mbrl.build import make_buffer
 from mbrl.replay import ReplayBuffer
 from mbrl.settings import load
 
@@ -167,6 +168,7 @@ def test_cost_stays_flat(typed: Command, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_the_pictures_of_a_mapped_replay_are_on_disk(tmp_path: Path):
-    replay = flat.buffer(load(["preset=smoke", "device=cpu"]), 100, 100, tmp_path)
+    settings = load(["preset=smoke", "device=cpu", "replay_memory_gb=0"])
+    replay = make_buffer(settings, "replay", flat.ACTION_DIM, 100, 100, tmp_path)
     assert isinstance(replay, ReplayBuffer)
     assert "numpy.memmap" in str(type(replay._frames.base))

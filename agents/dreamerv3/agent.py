@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from agents.api import StateMismatch, StreamBatch, TransitionBatch
+from agents.api import StreamBatch, TransitionBatch
 from agents.dreamerv3.behaviour import Behaviour
 from agents.dreamerv3.config import SIZES, DreamerV3Config
 from agents.dreamerv3.memory import StateMemory
@@ -30,6 +30,7 @@ from agents.dreamerv3.model import WorldModel
 from agents.dreamerv3.nets import initialise
 from agents.dreamerv3.optimizer import LaProp
 from agents.dreamerv3.rssm import Noise, State
+from agents.saving import flat_weights, load_flat_weights
 
 FRAME_CHANNELS = 3
 ACTOR_OUTSCALE = 0.01  # of the start weights of the actor's last layers; those of reward and critic are zero
@@ -246,11 +247,7 @@ class DreamerV3:
 
     def weights(self) -> dict[str, Tensor]:
         """Every weight under one flat name, `behaviour.actor.mean.bias` say (for safetensors)."""
-        return {
-            f"{network}.{name}": value.detach().contiguous()
-            for network, module in self._networks().items()
-            for name, value in module.state_dict().items()
-        }
+        return flat_weights(self._networks())
 
     def load_weights(self, weights: dict[str, Tensor]) -> None:
         """Takes over what `weights()` returned, and nothing else (no optimizer, no random state).
@@ -258,18 +255,7 @@ class DreamerV3:
         Raises:
             StateMismatch: the weights belong to an agent of other sizes.
         """
-        for name, value in self.weights().items():
-            saved = tuple(weights[name].shape) if name in weights else "missing"
-            if saved != tuple(value.shape):
-                raise StateMismatch(
-                    f"saved agent does not fit: {name} is {saved}, this configuration needs "
-                    f"{tuple(value.shape)}; use the configuration it was trained with"
-                )
-        for network, module in self._networks().items():
-            prefix = f"{network}."
-            module.load_state_dict(
-                {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
-            )
+        load_flat_weights(self._networks(), weights)
 
     def state(self) -> dict[str, Any]:
         """Optimizer, random states and the states of the replayed steps; an episode under way is not among them.

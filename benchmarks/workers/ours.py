@@ -15,8 +15,8 @@ from agents import DrQv2, TransitionBatch
 from agents.drqv2 import SHIFT
 from agents.networks import random_shift
 from benchmarks.workers.pipe import serve
-from mbrl.build import environment_keywords
-from mbrl.replay import Episode, ReplayBuffer, SegmentBatch
+from mbrl.build import environment_keywords, make_buffer
+from mbrl.replay import Episode, SegmentBatch
 from mbrl.rollout import to_clips, to_float
 from mbrl.settings import Settings, load
 from world_model import IVideoGPT
@@ -159,16 +159,7 @@ class Replay:
                 frames = np.ascontiguousarray(saved["observation"][:, -3:])
                 episodes.append(Episode(frames, saved["action"][1:], saved["reward"][1:, 0], terminated=False))
         length, action_dim = episodes[0].actions.shape
-        self.buffer = ReplayBuffer(
-            length * len(episodes),
-            (3, s.image_size, s.image_size),
-            action_dim,
-            frame_stack=s.frame_stack,
-            nstep=s.nstep,
-            discount=s.discount,
-            seed=0,
-            episode_decisions=length,
-        )
+        self.buffer = make_buffer(s, "replay", action_dim, length * len(episodes), length)
         for episode in episodes:
             self.buffer.add(episode)
         self.batch, self.length = spec["batch"], s.world_model.learner.segment_length
@@ -190,7 +181,26 @@ class Segments(Replay):
         return self.run()._asdict()
 
 
-class Environment:
+class Decisions:
+    """What is compared of an environment."""
+
+    actions: np.ndarray
+    quality: str
+
+    def run(self) -> tuple[np.ndarray, float]:
+        """One decision: the stack of pictures, and what was earned."""
+        raise NotImplementedError
+
+    def outputs(self) -> dict[str, Tensor]:
+        """Rewards; and the last stack where the pictures are meant to be the same."""
+        steps = [self.run() for _ in range(len(self.actions))]
+        outputs = {"rewards": torch.tensor([reward for _, reward in steps])}
+        if self.quality == "paper":
+            outputs["pictures"] = torch.from_numpy(steps[-1][0])
+        return outputs
+
+
+class Environment(Decisions):
     """A decision of the environment with its picture."""
 
     def __init__(self, spec: dict[str, Any]) -> None:
@@ -205,14 +215,6 @@ class Environment:
         obs, reward, *_ = self.env.step(self.actions[self.step % len(self.actions)])
         self.step += 1
         return obs, reward
-
-    def outputs(self) -> dict[str, Tensor]:
-        """Rewards; and the last stack where the pictures are meant to be the same."""
-        steps = [self.run() for _ in range(len(self.actions))]
-        outputs = {"rewards": torch.tensor([reward for _, reward in steps])}
-        if self.quality == "paper":
-            outputs["pictures"] = torch.from_numpy(steps[-1][0])
-        return outputs
 
 
 if __name__ == "__main__":

@@ -8,17 +8,15 @@ from collections import deque
 from typing import Any
 
 import numpy as np
-import torch
 from gymnasium.utils import seeding
-from torch import Tensor
 
-from benchmarks.workers.ours import read
+from benchmarks.workers.ours import Decisions, read
 from benchmarks.workers.pipe import serve
 from envs.rendering import choose_backend
 from mbrl.settings import load
 
 
-class Shipped:
+class Shipped(Decisions):
     def __init__(self, spec: dict[str, Any]) -> None:
         self.settings = s = load(spec["words"])
         choose_backend()
@@ -65,13 +63,6 @@ class Shipped:
         self.step += 1
         self.left -= 1
         return np.concatenate(self.frames), earned + self.settings.success_bonus * success
-
-    def outputs(self) -> dict[str, Tensor]:
-        steps = [self.run() for _ in range(len(self.actions))]
-        outputs = {"rewards": torch.tensor([reward for _, reward in steps])}
-        if self.quality == "paper":
-            outputs["pictures"] = torch.from_numpy(steps[-1][0])
-        return outputs
 
 
 if __name__ == "__main__":
