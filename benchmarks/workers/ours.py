@@ -16,6 +16,7 @@ from agents.drqv2 import SHIFT
 from agents.networks import random_shift
 from benchmarks.workers.pipe import serve
 from mbrl.build import environment_keywords, make_buffer
+from mbrl.command import keep_memory
 from mbrl.replay import Episode, SegmentBatch
 from mbrl.rollout import to_clips, to_float
 from mbrl.settings import Settings, load
@@ -218,6 +219,7 @@ class Environment(Decisions):
 
 
 if __name__ == "__main__":
+    keep_memory()  # as every run does
     serve(
         {
             "dream": Dreams,
