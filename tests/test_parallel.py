@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from tiny_world import LEARNER, make_clips, make_model
+from together import together, without_dropout
 
 from world_model import parallel
 from world_model.adversary import DiscriminatorConfig
@@ -27,16 +27,12 @@ CONFIG = dataclasses.replace(
 JUDGED = DiscriminatorConfig(weight=0.8, after_updates=4, lr=3e-4, channels=(8, 16))
 WAYS = {
     "copies": {"discriminator": JUDGED},
-    "shares of a split batch": {"sharded": True, "accumulate": 2},
+    "split shares": {"sharded": True, "accumulate": 2},
 }
 
 
 def make_learner(**how):
-    """Without dropout, which is all that processes do not share."""
-    model = make_model(cross_attention_dropout=0.0)
-    for block in model.transformer.blocks:
-        block.attention.dropout = 0.0
-    return WorldModelLearner(model, CONFIG, seed=0, **how)
+    return WorldModelLearner(without_dropout(make_model()), CONFIG, seed=0, **how)
 
 
 def learn(**how):
@@ -58,7 +54,7 @@ def process(rank, folder):
         torch.save(learn(**how), folder / f"{name}-{rank}.pt")
     # A sharded learner takes up what a whole one left.
     torch.manual_seed(1)
-    learner, left = make_learner(**WAYS["shares of a split batch"]), torch.load(folder / "copies-0.pt")
+    learner, left = make_learner(**WAYS["split shares"]), torch.load(folder / "copies-0.pt")
     parallel.load_weights(learner.model, left["weights"])
     learner.load_state(left["state"])
     weights = dict(learner.in_one_piece().model.state_dict())
@@ -69,7 +65,7 @@ def process(rank, folder):
 @pytest.fixture(scope="module")
 def two(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("two")
-    mp.spawn(process, (folder,), nprocs=2)
+    together(process, folder)
     return folder
 
 

@@ -1,4 +1,4 @@
-"""Pre-training under torchrun: two processes on the CPU are one with the joined batch, and continue after a kill."""
+"""Pre-training by two processes on the CPU: it is one with the joined batch, and continues after a kill."""
 
 import json
 import os
@@ -9,7 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_pretrain import final_weights, moving_square, words
+from together import Steady, free_port, pretrain_together, together
+from torch.multiprocessing.spawn import ProcessExitedException
 
+from mbrl import pretrain
 from world_model.data import write_shard
 
 UPDATES = 10
@@ -36,18 +39,6 @@ def data(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def pretrained(project_root, data):
-    def run(processes, kind, stop, out, *more):
-        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        script = [project_root / "tests/every_update.py", kind, str(stop)]
-        line = [sys.executable, *(torchrun if processes > 1 else []), *script, *words(data, out, *KEYS, *more)]
-        env = os.environ | {"PYTHONPATH": str(project_root), "OMP_NUM_THREADS": "1"}
-        return subprocess.run(line, cwd=project_root, env=env, capture_output=True, text=True)
-
-    return run
-
-
 def losses(folder):
     """What was logged of every update of the learner."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -55,30 +46,40 @@ def losses(folder):
     return [line for line in chosen if line]
 
 
-def test_two_processes_equal_one(pretrained, tmp_path):
-    for processes in (1, 2):
-        done = pretrained(processes, "fixed", 0, tmp_path / str(processes))
-        assert done.returncode == 0, done.stderr
-    one, two = losses(tmp_path / "1"), losses(tmp_path / "2")
+def test_two_processes_of_torchrun_equal_one(project_root, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrain, "LOG_UPDATES", 1)
+    monkeypatch.setattr(pretrain, "WorldModelLearner", Steady)
+    pretrain.main(words(data, tmp_path / "one", *KEYS))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    line = [*torchrun, project_root / "tests/pretrain_logged.py", *words(data, tmp_path / "two", *KEYS)]
+    env = os.environ | {"PYTHONPATH": str(project_root)}
+    done = subprocess.run(line, cwd=project_root, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert len(one) == UPDATES
     for a, b in zip(one, two, strict=True):
         assert a.keys() == b.keys()
         for name, value in a.items():
             limit = 1e-3 if name.endswith("grad_norm") else 1e-5  # norms are worse conditioned
             assert b[name] == pytest.approx(value, rel=limit, abs=limit), name
-    tokens = [load_file(tmp_path / name / "tokens.safetensors") for name in ("1", "2")]
+    tokens = [load_file(tmp_path / name / "tokens.safetensors") for name in ("one", "two")]
     assert all(torch.equal(value, tokens[1][name]) for name, value in tokens[0].items())
 
 
-def test_two_processes_that_were_killed_continue_bit_for_bit(pretrained, tmp_path):
-    """With shares of the transformer and with dropout, of which each process has a stream of its own.
+def test_two_processes_that_were_killed_continue_bit_for_bit(data, tmp_path):
+    """With shares of the transformer, and with dropout, of which each process has a stream of its own.
 
-    There is a checkpoint every two updates; the kill is in the eighth, the third of the transformer.
+    There is a checkpoint every two updates; the kill is in the fifth, the second of the transformer.
     """
-    assert pretrained(2, "plain", 0, tmp_path / "whole", "sharded=true").returncode == 0
-    assert pretrained(2, "plain", 8, tmp_path / "cut", "sharded=true").returncode != 0
+    keys = [*KEYS, "sharded=true", "tokenizer_updates=3", "transformer_updates=3"]
+
+    def run(name, stop):
+        together(pretrain_together, free_port(), words(data, tmp_path / name, *keys), stop)
+
+    run("whole", 0)
+    with pytest.raises(ProcessExitedException):
+        run("cut", 5)
     assert not (tmp_path / "cut/model").exists()
-    done = pretrained(2, "plain", 0, tmp_path / "cut", "sharded=true")
-    assert done.returncode == 0, done.stderr
+    run("cut", 0)
     whole, cut = final_weights(tmp_path / "whole"), final_weights(tmp_path / "cut")
     assert all(torch.equal(value, cut[name]) for name, value in whole.items())

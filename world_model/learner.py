@@ -299,7 +299,7 @@ class WorldModelLearner:
             return self
         learner, model = copy.copy(self), self.model
         with torch.device("meta"):  # only its shape: weights drawn here would move the random stream of dropout
-            learner.model = IVideoGPT(
+            learner.model = type(model)(
                 model.tokenizer.config, model.transformer.config, model.action_dim, model.reward_linear is not None
             )
         learner.model.load_state_dict(parallel.whole(model.state_dict()), assign=True)

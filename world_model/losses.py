@@ -89,7 +89,7 @@ class TokenizerLoss(nn.Module):
 
 
 class TransformerLoss(nn.Module):
-    """Cross-entropy of the next token and squared error of the reward."""
+    """Cross-entropy of the next token and, of a model with a reward head, squared error of the reward."""
 
     def __init__(self, model: IVideoGPT, reward_weight: float):
         super().__init__()
@@ -103,7 +103,8 @@ class TransformerLoss(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Tokens and labels (B, L), actions (B, T, A), rewards (B, T), as in `IVideoGPT.predict` -> loss, its terms."""
         out = self.predict(tokens, labels, actions, rewards)
-        assert out.reward_loss is not None, "the learner needs a model with a reward head"
-        loss = out.ce_loss + self.reward_weight * out.reward_loss
-        terms = {"transformer_loss": loss, "transformer_ce_loss": out.ce_loss, "reward_loss": out.reward_loss}
-        return loss, {name: term.detach() for name, term in terms.items()}
+        loss, terms = out.ce_loss, {"transformer_ce_loss": out.ce_loss}
+        if out.reward_loss is not None:
+            loss = loss + self.reward_weight * out.reward_loss
+            terms["reward_loss"] = out.reward_loss
+        return loss, {name: term.detach() for name, term in (terms | {"transformer_loss": loss}).items()}
