@@ -87,7 +87,7 @@ class Line(NamedTuple):
     calls: int  # in a row, so that what is timed is not too short
     spec: dict[str, Any]
     theirs: Sequence[str]  # command of the other worker
-    compare: Callable[[dict[str, Tensor], dict[str, Tensor], str], float]  # the largest difference, or Mismatch
+    compare: Callable[[dict[str, Tensor], dict[str, Tensor]], float]  # in fp32: the largest difference, or Mismatch
     precisions: tuple[str, ...] = ("fp32",)
 
     @property
@@ -98,7 +98,7 @@ class Line(NamedTuple):
 class Result(NamedTuple):
     line: Line
     precision: str
-    difference: float | None  # the largest of all outputs; None where they did not agree
+    difference: float | None  # the largest of all outputs, in bf16 to float32; None where they did not agree
     problem: str  # why there is no speed
     ours: Spread | None = None
     theirs: Spread | None = None
@@ -125,17 +125,26 @@ class Result(NamedTuple):
 
 def measure_line(line: Line, precision: str, repeats: int, folder: Path, log: Path) -> Result:
     """Compare, then time in turn. `folder` takes the outputs, `log` what the workers print."""
-    spec = line.spec | {"precision": precision}
+    spec = line.spec | {"precision": precision, "given": precision == "bf16"}
+    file = folder / "outputs.safetensors"
     try:
+        if precision == "bf16":
+            with Worker(OURS, log.with_suffix(".exact.log")) as worker:
+                worker.ask("make", workload=line.workload, spec=spec | {"precision": "fp32"})
+                worker.ask("outputs", file=str(file))
+            exact = load_file(file)
         with Worker(OURS, log.with_suffix(".ours.log")) as ours, Worker(line.theirs, log.with_suffix(".log")) as theirs:
             threads, outputs = set(), []
             for worker in (ours, theirs):
                 threads.add(worker.ask("make", workload=line.workload, spec=spec)["threads"])
-                worker.ask("outputs", file=str(folder / "outputs.safetensors"))
-                outputs.append(load_file(folder / "outputs.safetensors"))
+                worker.ask("outputs", file=str(file))
+                outputs.append(load_file(file))
             if len(threads) > 1:
                 raise Mismatch(f"the two sides compute with different numbers of threads, {sorted(threads)}")
-            difference = line.compare(outputs[0], outputs[1], precision)
+            if precision == "bf16":
+                difference = compare.same_in_bf16(outputs[0], outputs[1], exact)
+            else:
+                difference = line.compare(outputs[0], outputs[1])
             del outputs
             seconds: tuple[list[float], list[float]] = ([], [])
             for _ in range(repeats):
@@ -201,11 +210,11 @@ def lines(settings: Settings, options: Options, words: Sequence[str], peer: Sequ
         "agent": Line("agent", "updates", 1, 5, spec, peer, same, both),
         "transitions": Line(
             *("transitions", "transitions", s.batch_size, 20, spec | transitions, peer),
-            lambda ours, theirs, _: compare.same_transitions(folder, s, ours, theirs),
+            lambda ours, theirs: compare.same_transitions(folder, s, ours, theirs),
         ),
         "clips": Line(
             *("clips", "clips", learner.batch_size, 20, spec | clips, peer),
-            lambda ours, theirs, _: compare.same_segments(folder, ours, theirs),
+            lambda ours, theirs: compare.same_segments(folder, ours, theirs),
         ),
     }
     for quality in ("fast", "paper") if "/" not in s.task else ():  # Meta-world's names have no prefix

@@ -104,9 +104,7 @@ def test_what_is_wrong_is_one_line(
 def test_numbers_are_compared():
     tokens, losses = torch.arange(4), torch.tensor([10.0, 0.0])
     same = {"tokens": tokens, "loss": losses}
-    assert compare.same_outputs(same, {"tokens": tokens, "loss": losses + 5e-4}, "fp32") == pytest.approx(
-        5e-5, rel=1e-2
-    )
+    assert compare.same_outputs(same, {"tokens": tokens, "loss": losses + 5e-4}) == pytest.approx(5e-5, rel=1e-2)
     for other, complaint in (
         ({"tokens": tokens.flip(0), "loss": losses}, "4 of 4 tokens differ"),
         ({"tokens": tokens, "loss": losses + 5e-3}, "loss differ by 0.0005"),
@@ -115,10 +113,19 @@ def test_numbers_are_compared():
         ({"tokens": tokens}, "ours gives"),
     ):
         with pytest.raises(compare.Mismatch, match=complaint):
-            compare.same_outputs(same, other, "fp32")
-    assert compare.same_outputs(same, {"tokens": tokens, "loss": losses + 5e-3}, "bf16") < 1e-3
-    with pytest.raises(compare.Mismatch, match=r"loss differ by 0\.1"):
-        compare.same_outputs(same, {"tokens": tokens, "loss": losses + 1}, "bf16")
+            compare.same_outputs(same, other)
+
+
+def test_in_bf16_nobody_may_be_further_from_float32():
+    exact = {"loss": torch.tensor([10.0, 0.0])}
+    off = {share: {"loss": torch.tensor([10.0 * (1 + share), 0.0])} for share in (0.04, -0.04, 0.08, 0.1, 0.2)}
+    assert compare.same_in_bf16(off[0.04], off[-0.04], exact) == pytest.approx(0.04, rel=1e-3)
+    assert compare.same_in_bf16(off[0.1], off[0.08], exact) == pytest.approx(0.1, rel=1e-3)
+    for ours, theirs in ((off[0.1], off[-0.04]), (off[0.2], off[0.08]), ({"loss": torch.full((2,), torch.nan)}, exact)):
+        with pytest.raises(compare.Mismatch, match="off the float32 ones"):
+            compare.same_in_bf16(ours, theirs, exact)
+    with pytest.raises(compare.Mismatch, match="ours gives loss, theirs q"):
+        compare.same_in_bf16(exact, {"q": exact["loss"]}, exact)
 
 
 def test_samples_are_held_against_the_episodes(tmp_path: Path):

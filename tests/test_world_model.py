@@ -13,6 +13,7 @@ from world_model.imagine import sample
 from world_model.learner import Clips, WorldModelLearner, autocast_dtype
 from world_model.metrics import copied_share, correlation, moving_errors, psnr
 from world_model.quantizer import VectorQuantizer
+from world_model.transformer import FewRows
 
 # -- layout ----------------------------------------------------------------------------------------------------------
 
@@ -80,6 +81,32 @@ def test_cached_dreams_equal_uncached_ones(context_length, residual):
     assert torch.equal(dream.tokens, ids)
     torch.testing.assert_close(dream.frames, frames, rtol=0, atol=1e-5)
     torch.testing.assert_close(dream.rewards, rewards, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_the_product_of_a_few_rows(precision):
+    weight, x = torch.randn(48, 32), torch.randn(3, 2, 32)
+    with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+        product = FewRows(weight, rows=6)
+        for rows in (x, x[:1], x.repeat(2, 1, 1)):  # as many as announced, fewer, more
+            expected = torch.nn.functional.linear(rows, weight)
+            assert product(rows).dtype == expected.dtype == precision
+            torch.testing.assert_close(
+                product(rows), expected, rtol=0, atol=1e-5 if precision == torch.float32 else 0.1
+            )
+
+
+@torch.no_grad()
+def test_a_dream_looks_at_what_decoding_looks_at():
+    model, clips = make_model(), make_clips(batch=2)
+    tokens, _ = model.tokenizer.tokenize(clips.frames[:, :2])
+    codes = model.tokenizer.quantize.embedding(model.layout.split(tokens)[0])
+    whole, needed = model.tokenizer.decode_context(codes)[1], model.tokenizer.decoding_memory(codes)
+    assert len(whole) == len(needed)
+    for a, b in zip(whole, needed, strict=True):
+        assert torch.equal(a[0], b[0])
+        assert torch.equal(a[1], b[1])
 
 
 @torch.no_grad()

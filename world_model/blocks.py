@@ -7,6 +7,7 @@ AutoencoderKL), so that weights load without a table.
 Letters: B clips, K context frames, F future frames a clip, C channels, H W height and width, P positions = H W.
 """
 
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import cast
 
@@ -81,14 +82,18 @@ class Upsample(nn.Module):
     small map gives the same with 16 products where there were 36.
     """
 
+    spread: Tensor  # (9, 16): what each tap of the one kernel adds to the taps of the other
+
     def __init__(self, channels: int):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)  # holds the 3x3 kernel
+        # A row of taps (a, b, c) becomes (a, a + b, b + c, c), and a transposed convolution wants it backwards.
+        row = torch.tensor([[0.0, 0, 1, 1], [0, 1, 1, 0], [1, 1, 0, 0]])
+        self.register_buffer("spread", torch.kron(row, row), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        # A row of taps (a, b, c) becomes (a, a + b, b + c, c).
-        kernel = 4 * F.avg_pool2d(self.conv.weight, 2, stride=1, padding=1)
-        return F.conv_transpose2d(x, kernel.flip(2, 3).transpose(0, 1), self.conv.bias, stride=2, padding=1)
+        kernel = (self.conv.weight.flatten(2) @ self.spread).unflatten(2, (4, 4))
+        return F.conv_transpose2d(x, kernel.transpose(0, 1), self.conv.bias, stride=2, padding=1)
 
 
 class DownBlock(nn.Module):
@@ -245,12 +250,17 @@ class Decoder(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Also returns the map after the middle block and after each up block."""
+        features = self.features(x, len(self.up_blocks))
+        return self.conv_out(F.silu(self.conv_norm_out(features[-1]))), features
+
+    def features(self, x: Tensor, levels: int) -> list[Tensor]:
+        """The map after the middle block and after each of the first `levels` up blocks."""
         x = self.mid_block(self.conv_in(x))
         features = [x]
-        for block in self.up_blocks:
+        for block in itertools.islice(self.up_blocks, levels):
             x = block(x)
             features.append(x)
-        return self.conv_out(F.silu(self.conv_norm_out(x))), features
+        return features
 
 
 class ConditionalEncoder(Encoder):
@@ -312,6 +322,7 @@ class ConditionalDecoder(Decoder):
         last = len(channels) - 1
         sizes = [resolution << min(i + 1, last) for i in range(len(channels))]
         self.attended = [i for i, size in enumerate(sizes) if size <= max_resolution]
+        self.looked_at = [0] + [i + 1 for i in self.attended]  # of the context's maps
         self.cross_att_blocks = nn.ModuleList(
             [CrossAttention(channels[0], resolution, context_length, groups, dropout)]
             + [CrossAttention(channels[i], sizes[i], context_length, groups, dropout) for i in self.attended]
@@ -319,9 +330,8 @@ class ConditionalDecoder(Decoder):
 
     def memory(self, features: list[Tensor]) -> list[Memory]:
         """features: the context's maps after the middle block and each up block, (B, K, C, H, W) each."""
-        used = [0] + [i + 1 for i in self.attended]
         blocks = cast(Iterable[CrossAttention], self.cross_att_blocks)
-        return [block.memory(features[i]) for block, i in zip(blocks, used, strict=True)]
+        return [block.memory(features[i]) for block, i in zip(blocks, self.looked_at, strict=True)]
 
     def forward(self, x: Tensor, memory: list[Memory] | None) -> Tensor:  # type: ignore[override]
         memory = memory or [None] * len(self.cross_att_blocks)  # type: ignore[list-item]

@@ -14,8 +14,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from world_model.transformer import FewRows
 
 if TYPE_CHECKING:
     from world_model.model import IVideoGPT
@@ -80,12 +81,13 @@ def _rollout(
     if given < layout.context_length:
         raise ValueError(f"a dream needs {layout.context_length} context frames, got {given}")
     first, size = layout.first_dynamics_id, layout.dynamics_codes
-    head = transformer.head.weight[first : first + size]  # nothing but a dynamics token can follow: skip the rest
+    # Nothing but a dynamics token can follow: the rest is not scored.
+    head = FewRows(transformer.head.weight[first : first + size], batch)
 
     # Read the context once.
     prefix, _ = tokenizer.tokenize(context[:, -layout.context_length :])
     context_ids, _ = layout.split(prefix)
-    _, memory = tokenizer.decode_context(tokenizer.quantize.embedding(context_ids))
+    memory = tokenizer.decoding_memory(tokenizer.quantize.embedding(context_ids))
     cache = transformer.new_cache(batch, layout.length(layout.context_length + horizon))
     transformer.step(transformer.embedding(prefix), cache)
     slot = transformer.embedding(prefix.new_full((batch, 1), layout.sdf))  # (B, 1, D)
@@ -108,7 +110,7 @@ def _rollout(
         for i in range(layout.dynamics_tokens):
             if i:
                 hidden = transformer.step(unread, cache)
-            drawn.append(sample(F.linear(hidden[:, -1], head), temperature, top_k, generator))
+            drawn.append(sample(head(hidden[:, -1]), temperature, top_k, generator))
             unread = transformer.embedding(drawn[-1] + first)
         ids = torch.cat(drawn, dim=1)  # (B, n)
         tokens.append(ids + first)

@@ -138,11 +138,19 @@ class CompressiveTokenizer(nn.Module):
 
     def decode_context(self, codes: Tensor) -> tuple[Tensor, list[Memory]]:
         """Quantized context (B, K, N, D) -> frames (B, K, 3, H, W) and what future frames look at while decoding."""
-        side = self.config.context_resolution
-        h = codes.flatten(0, 1).transpose(1, 2).unflatten(2, (side, side))  # (B K, D, H', W')
-        frames, features = self.decoder(self.post_quant_conv(h))
+        frames, features = self.decoder(self._context_map(codes))
         clips = codes.shape[:2]
         return frames.unflatten(0, clips), self.cond_decoder.memory([f.unflatten(0, clips) for f in features])
+
+    def decoding_memory(self, codes: Tensor) -> list[Memory]:
+        """As `decode_context`, without the frames and the maps that only they need."""
+        features = self.decoder.features(self._context_map(codes), max(self.cond_decoder.looked_at))
+        return self.cond_decoder.memory([f.unflatten(0, codes.shape[:2]) for f in features])
+
+    def _context_map(self, codes: Tensor) -> Tensor:
+        side = self.config.context_resolution
+        h = codes.flatten(0, 1).transpose(1, 2).unflatten(2, (side, side))  # (B K, D, H', W')
+        return self.post_quant_conv(h)
 
     def decode_future(self, codes: Tensor, memory: list[Memory] | None, last: Tensor) -> Tensor:
         """Quantized future (B, F, n, D) -> frames (B, F, 3, H, W).

@@ -5,6 +5,9 @@ Read `Transformer.forward` for training and `Transformer.step` for generation wi
 Letters: B batch, L tokens, D width, N heads, S slots of the cache. Positions count from 0 at the first token.
 """
 
+from __future__ import annotations
+
+import platform
 from dataclasses import dataclass
 
 import torch
@@ -31,15 +34,48 @@ class TransformerConfig:
     max_position_embeddings: int  # longest sequence trained on; rotary positions set no hard limit
 
 
-class KVCache:
-    """Keys and values of everything read so far, in tensors of fixed size: (layers, B, N, S, D / N) each."""
+class FewRows:
+    """The product of a few rows with a weight (E, D): x (..., D) -> (..., E), in the precision of the present autocast.
 
-    def __init__(self, config: TransformerConfig, batch: int, slots: int, device: torch.device, dtype: torch.dtype):
+    On a CPU such a product waits for the weight, and at every call oneDNN would bring it into another order first. Here
+    that is done once. The two operators are those of `torch.compile`'s CPU backend; without them it is `F.linear`.
+    """
+
+    def __init__(self, weight: Tensor, rows: int):
+        """`rows`: the most there will be; more are multiplied as usual."""
+        self.weight, self.rows, self.ordered = weight, rows, None
+        device = weight.device.type
+        if (
+            device == "cpu"
+            and platform.machine() in ("x86_64", "AMD64")
+            and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        ):
+            if torch.is_autocast_enabled(device):
+                weight = weight.to(torch.get_autocast_dtype(device))
+            self.ordered = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.ordered is None or x.shape[:-1].numel() > self.rows:
+            return F.linear(x, self.weight)
+        return torch.ops.mkldnn._linear_pointwise(x.to(self.ordered.dtype), self.ordered, None, "none", [], "")
+
+
+class KVCache:
+    """What a rollout keeps.
+
+    Keys and values of everything read so far, in tensors of fixed size: (layers, B, N, S, D / N) each; and the weights
+    as single tokens are multiplied with them.
+    """
+
+    def __init__(self, transformer: Transformer, batch: int, slots: int, device: torch.device, dtype: torch.dtype):
+        config = transformer.config
         head = config.hidden_size // config.num_attention_heads
         shape = (config.num_hidden_layers, batch, config.num_attention_heads, slots, head)
         self.keys = torch.empty(shape, device=device, dtype=dtype)
         self.values = torch.empty(shape, device=device, dtype=dtype)
         self.length = 0
+        linears = (module for module in transformer.blocks.modules() if isinstance(module, nn.Linear))
+        self.products = {linear: FewRows(linear.weight, 2 * batch) for linear in linears}  # two tokens at the most
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store (B, N, L, D / N) behind what is there; return all keys and values of the layer up to the new end."""
@@ -49,10 +85,14 @@ class KVCache:
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
 
+def project(linear: nn.Linear, x: Tensor, cache: KVCache | None) -> Tensor:
+    return linear(x) if cache is None else cache.products[linear](x)
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary position embedding (Su et al., arXiv 2104.09864), the two halves of a head paired as in LLaMA's release.
 
-    x (B, N, L, D / N), cos and sin (L, D / 2N).
+    x (..., L, D / N), cos and sin (L, D / 2N).
     """
     a, b = x.chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
@@ -77,10 +117,12 @@ class Attention(nn.Module):
         self.out = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], cache: KVCache | None = None, layer: int = 0) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # 3 of (B, N, L, D / N)
-        q, k = rotate(q, *rotary).to(v.dtype), rotate(k, *rotary).to(v.dtype)
+        qkv = project(self.qkv, x, cache).unflatten(-1, (3, self.heads, -1))
+        qkv = qkv.permute(2, 0, 3, 1, 4)  # (3, B, N, L, D / N)
+        (q, k), v = rotate(qkv[:2], *rotary), qkv[2]
         length = q.shape[2]
         if cache is None or cache.length == 0:
+            q, k = q.to(v.dtype), k.to(v.dtype)
             if cache is not None:
                 cache.append(layer, k, v)
             dropout = self.dropout if self.training else 0.0
@@ -93,7 +135,7 @@ class Attention(nn.Module):
                 mask = torch.ones(length, k.shape[2], dtype=torch.bool, device=x.device).tril(k.shape[2] - length)
             with torch.autocast(x.device.type, enabled=False):  # it would cast the whole cache at every token
                 h = F.scaled_dot_product_attention(q.to(k.dtype), k, v, attn_mask=mask)
-        return self.out(h.transpose(1, 2).flatten(2))
+        return project(self.out, h.transpose(1, 2).flatten(2), cache)
 
 
 class FeedForward(nn.Module):
@@ -102,9 +144,9 @@ class FeedForward(nn.Module):
         self.gate_up = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
         self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up)
+    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+        gate, up = project(self.gate_up, x, cache).chunk(2, dim=-1)
+        return project(self.down, F.silu(gate) * up, cache)
 
 
 class Block(nn.Module):
@@ -117,7 +159,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], cache: KVCache | None = None, layer: int = 0) -> Tensor:
         x = x + self.attention(self.attention_norm(x), rotary, cache, layer)
-        return x + self.feed_forward(self.feed_forward_norm(x))
+        return x + self.feed_forward(self.feed_forward_norm(x), cache)
 
 
 class Transformer(nn.Module):
@@ -169,7 +211,7 @@ class Transformer(nn.Module):
         # On a CPU, attention of one query over a bf16 cache takes twice the time of a float32 one (torch 2.13).
         if device.type != "cpu" and torch.is_autocast_enabled(device.type):
             dtype = torch.get_autocast_dtype(device.type)
-        return KVCache(self.config, batch, slots, device, dtype)
+        return KVCache(self, batch, slots, device, dtype)
 
     def step(self, x: Tensor, cache: KVCache) -> Tensor:
         """Read L more embeddings (B, L, D) behind what the cache holds; hidden states as `forward` would give."""

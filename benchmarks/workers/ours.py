@@ -45,7 +45,7 @@ class Dreams:
     """A rollout under given actions."""
 
     def __init__(self, spec: dict[str, Any]) -> None:
-        self.settings, self.bf16 = load(spec["words"]), spec["precision"] == "bf16"
+        self.settings, self.given = load(spec["words"]), spec["given"]
         self.world = world_of(spec, self.settings)
         data = {name: value.to(spec["device"]) for name, value in read(spec, "dream").items()}
         self.stack, self.actions, self.forced = data["stack"], data["actions"], data["forced"]
@@ -59,8 +59,8 @@ class Dreams:
             )
 
     def outputs(self) -> dict[str, Tensor]:
-        """In fp32 a greedy dream. In bf16 near ties fall otherwise, so there the tokens are given."""
-        if not self.bf16:
+        """A greedy dream. In bf16 near ties fall otherwise; for that the tokens are given."""
+        if not self.given:
             dream = self.dream(temperature=0)
             return {"tokens": dream.tokens, "frames": dream.frames.float(), "rewards": dream.rewards.float()}
         seen, first = [], self.world.model.layout.first_dynamics_id

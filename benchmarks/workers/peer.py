@@ -114,7 +114,7 @@ def read(spec: dict[str, Any], name: str) -> dict[str, Tensor]:
 
 class Dreams:
     def __init__(self, checkout: Path, spec: dict[str, Any]) -> None:
-        self.predictor, self.bf16 = predictor_of(checkout, spec), spec["precision"] == "bf16"
+        self.predictor, self.given = predictor_of(checkout, spec), spec["given"]
         tokenizer = self.predictor.tokenizer
         self.codes = slice(tokenizer.num_vq_embeddings, tokenizer.num_vq_embeddings + tokenizer.num_dyn_embeddings)
         data = {name: value.to(spec["device"]) for name, value in read(spec, "dream").items()}
@@ -132,10 +132,10 @@ class Dreams:
         return made
 
     def _choose(self, drawn: Tensor, scores: Tensor) -> Tensor:
-        """Dynamics tokens only, as ours; in bf16 the given ones."""
+        """Dynamics tokens only, as ours, or the given ones."""
         allowed = torch.full_like(scores, -torch.inf)
         place = drawn.shape[1]
-        if self.bf16 and place < self.forced.shape[2]:
+        if self.given and place < self.forced.shape[2]:
             self.logits.append(scores[:, self.codes].float())
             allowed.scatter_(1, self.forced[:, len(self.tokens), place, None], 0.0)
         else:
@@ -150,7 +150,7 @@ class Dreams:
         observations, _, rewards = self.run()
         self.greedy = False
         outputs = {"frames": observations[:, 1:, -3:], "rewards": rewards[:, 1:, 0]}
-        if self.bf16:
+        if self.given:
             return outputs | {"logits": torch.stack(self.logits, dim=1)[:, :, :64]}
         return outputs | {"tokens": torch.stack(self.tokens, dim=1)}
 
