@@ -213,7 +213,7 @@ def lines(settings: Settings, options: Options, words: Sequence[str], peer: Sequ
         "dream": Line("dream", "imagined frames", dreamt, 1, spec, peer, same, both),
         "tokenizer": Line("tokenizer", "updates", 1, 1, spec, peer, same, both),
         "transformer": Line("transformer", "updates", 1, 1, spec, peer, same, both),
-        "agent": Line("agent", "updates", 1, 5, spec, peer, same),
+        "agent": Line("agent", "updates", 1, 5, spec, peer, same, both),
         "transitions": Line(
             *("transitions", "transitions", s.batch_size, 20, spec | transitions, peer),
             lambda ours, theirs, _: compare.same_transitions(folder, s, ours, theirs),

@@ -319,7 +319,8 @@ class ReplayBuffer:
 
     def _gather(self, slots: np.ndarray) -> Tensor:
         """Frames at `slots` of any shape: (*slots.shape, C, H, W)."""
-        return torch.from_numpy(self._frames[slots])  # ten times as fast as indexing a torch tensor
+        rows = torch.from_numpy(self._frames).index_select(0, torch.from_numpy(slots.ravel()))  # on all threads
+        return rows.unflatten(0, slots.shape)
 
     def episodes(self) -> Iterator[Episode]:
         """Copies of the episodes held, oldest first."""

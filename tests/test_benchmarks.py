@@ -64,7 +64,8 @@ def test_ours_alone(typed: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_beside_a_peer(typed: Command, tmp_path: Path, peer: tuple[str, str]):
     """The line that agrees has two speeds, the others have none and say why; all are in the files."""
-    words = (*SMALL, *peer, f"out={tmp_path}", "name=x", "lines=[transitions,clips,agent]", "episodes=3")
+    words = (*SMALL, *peer, f"out={tmp_path}", "name=x", "episodes=3")
+    words = (*words, "lines=[transitions,clips,agent]", "precisions=[fp32]")
     code, out, error = typed(bench.main, *words)
     assert (code, error) == (0, "")
     saved = json.loads((tmp_path / "x/bench.json").read_text())

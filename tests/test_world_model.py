@@ -4,9 +4,11 @@ import dataclasses
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tiny_world import LEARNER, TOKENIZER, TRANSFORMER, make_clips, make_model
 
 from world_model import IVideoGPT, TokenLayout, symexp, symlog
+from world_model.blocks import Upsample
 from world_model.imagine import sample
 from world_model.learner import Clips, WorldModelLearner, autocast_dtype
 from world_model.metrics import copied_share, correlation, moving_errors, psnr
@@ -225,6 +227,12 @@ def test_dead_codes_are_moved_onto_data():
     distances = torch.cdist(quantizer.embedding.weight[:6], z).min(1).values
     assert (distances == 0).all()
     assert torch.equal(quantizer.embedding.weight[6:], kept)
+
+
+def test_upsampling_is_the_convolution_of_the_doubled_map():
+    upsample, x = Upsample(4), torch.randn(2, 4, 3, 5)
+    doubled = F.interpolate(x, scale_factor=2.0, mode="nearest")
+    assert torch.allclose(upsample(x), upsample.conv(doubled), atol=1e-6)
 
 
 def test_precision_names():

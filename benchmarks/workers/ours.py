@@ -251,6 +251,7 @@ class Environment(Decisions):
 
 
 if __name__ == "__main__":
+    keep_memory()  # as every run does
     serve(
         {
             "dream": Dreams,
