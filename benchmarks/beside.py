@@ -284,5 +284,5 @@ def report(results: Sequence[Result]) -> str:
         rate = f"{number(r.line.units / r.ours.median)} {r.line.unit}/s"
         ratio = f"{r.theirs.median / r.ours.median:.2f}"
         rows.append([r.line.name, r.precision, *times, ratio, rate, f"{r.difference:.1g}"])
-    head = ("one call", "precision", "ours", "theirs", "theirs / ours", "our rate", "outputs differ by")
+    head = ("one call", "precision", "ours", "theirs", "theirs / ours", "our rate", "off by")
     return "\n".join([table(head, rows), *problems])

@@ -22,7 +22,7 @@ from benchmarks import measure
 from benchmarks.beside import OURS, REST_S, Peer, Worker, WorkerDied, check_peer
 from benchmarks.measure import spread
 from benchmarks.table import duration, number, table, write
-from mbrl.build import environment_keywords, make_env
+from mbrl.build import environment_keywords
 from mbrl.command import command
 from mbrl.logger import EVAL, EVAL_COLUMNS, TRAIN, TRAIN_COLUMNS
 from mbrl.run import CONFIG, run_folder, stream_seed
@@ -102,9 +102,10 @@ def official_config(settings: Settings) -> dict[str, Any]:
 
 def describe(settings: Settings, words: Sequence[str]) -> dict[str, Any]:
     """What a worker needs to know of a run."""
-    s, env = settings, make_env(settings)
-    frames = env.episode_decisions * s.action_repeat
-    env.close()
+    s = settings
+    for name in ("num_train_frames", "eval_every_frames"):
+        if getattr(s, name) % s.action_repeat:
+            raise UserError(f"{name}={getattr(s, name)} must be a multiple of action_repeat={s.action_repeat} here")
     first = s.num_seed_frames // s.eval_every_frames + 1  # the evaluations of mbrl/trainer.py
     evaluations = {*range(first * s.eval_every_frames, s.num_train_frames, s.eval_every_frames), s.num_train_frames}
     return {
@@ -114,7 +115,7 @@ def describe(settings: Settings, words: Sequence[str]) -> dict[str, Any]:
         "task": s.task,
         "environment": environment_keywords(s),
         "config": official_config(s),
-        "episode_seeds": [stream_seed(s.seed, "episode", i) for i in range(s.num_train_frames // frames + 1)],
+        "episode_seeds": [stream_seed(s.seed, "episode", i) for i in range(s.num_train_frames // s.action_repeat)],
         "evaluation_seeds": {
             frame: [stream_seed(s.seed, "evaluation", frame, i) for i in range(s.num_eval_episodes)]
             for frame in sorted(evaluations)

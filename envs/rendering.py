@@ -153,8 +153,8 @@ class Renderer:
         if quality == "fast":
             model.vis.quality.offsamples = 0
             model.vis.quality.shadowsize = 0
-            # Mesa's software driver reads this with the first context: its threads cost a small picture more than they
-            # bring. Shadow maps are large, so quality "paper" leaves them to it.
+            # Mesa's software driver reads this with the first context of the process: its threads cost a small picture
+            # more than they bring. Shadow maps are large, so a process that draws in quality "paper" alone keeps them.
             os.environ.setdefault("LP_NUM_THREADS", "0")
         try:
             # Not mujoco.GLContext: that was fixed when mujoco was first imported, perhaps by someone else.

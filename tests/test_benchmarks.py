@@ -121,7 +121,11 @@ def test_in_bf16_nobody_may_be_further_from_float32():
     off = {share: {"loss": torch.tensor([10.0 * (1 + share), 0.0])} for share in (0.04, -0.04, 0.08, 0.1, 0.2)}
     assert compare.same_in_bf16(off[0.04], off[-0.04], exact) == pytest.approx(0.04, rel=1e-3)
     assert compare.same_in_bf16(off[0.1], off[0.08], exact) == pytest.approx(0.1, rel=1e-3)
-    for ours, theirs in ((off[0.1], off[-0.04]), (off[0.2], off[0.08]), ({"loss": torch.full((2,), torch.nan)}, exact)):
+    nothing, unknown = {"loss": torch.zeros(2)}, {"loss": torch.full((2,), torch.nan)}
+    for ours, theirs in (
+        *((off[0.1], off[-0.04]), (off[0.2], off[0.08]), (off[0.2], off[0.2]), (exact, nothing)),
+        *((unknown, exact), (exact, unknown)),
+    ):
         with pytest.raises(compare.Mismatch, match="off the float32 ones"):
             compare.same_in_bf16(ours, theirs, exact)
     with pytest.raises(compare.Mismatch, match="ours gives loss, theirs q"):

@@ -95,6 +95,7 @@ def test_both_play_the_same_episodes(typed: Command, tmp_path: Path, peer: tuple
     assert dreamerv3_curves.score(best.evaluated) == pytest.approx(1)
     assert dreamerv3_curves.score(best.trained) == pytest.approx(1)
     assert (best.trained[:, 1] < best.trained[:, 2]).all()
+    assert (dreamerv3_curves.score(dreamerv3_curves.read(ours).trained) < 1).all(), "nobody does better than the best"
     code, out, error = typed(dreamerv3_curves.main, str(root / "toy/reach"), str(tmp_path / "curves.png"))
     assert (code, error) == (0, "")
     assert "| 80 | 1.00 | 1.00 | " in out
@@ -121,5 +122,7 @@ def test_speed_is_measured_in_turn(typed: Command, tmp_path: Path, peer: tuple[s
 def test_what_is_wrong_is_one_line(typed: Command, tmp_path: Path, peer: tuple[str, ...]):
     code, _, error = typed(dreamerv3.main, "peer=nowhere", "peer_python=python", *words(tmp_path))
     assert (code, "is no checkout of danijar/dreamerv3" in error) == (2, True)
+    code, _, error = typed(dreamerv3.main, *peer, "measure=learn", *words(tmp_path), "eval_every_frames=81")
+    assert (code, "eval_every_frames=81 must be a multiple of action_repeat=2" in error) == (2, True)
     code, _, error = typed(dreamerv3_curves.main, str(tmp_path), "curves.png")
     assert (code, "holds no runs" in error) == (2, True)

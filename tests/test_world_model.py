@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from tiny_world import LEARNER, TOKENIZER, TRANSFORMER, make_clips, make_model
 
-from world_model import IVideoGPT, TokenLayout, symexp, symlog
+from world_model import IVideoGPT, TokenLayout, symexp, symlog, transformer
 from world_model.blocks import Upsample
 from world_model.imagine import sample
 from world_model.learner import Clips, WorldModelLearner, autocast_dtype
@@ -95,6 +95,21 @@ def test_the_product_of_a_few_rows(precision):
             torch.testing.assert_close(
                 product(rows), expected, rtol=0, atol=1e-5 if precision == torch.float32 else 0.1
             )
+
+
+@pytest.mark.parametrize("length", [1, 6, 7, 8, 20])
+def test_attention_by_blocks(monkeypatch, length):
+    """The same as the whole at once, gradients included; with dropout some of what is seen is left out."""
+    torch.manual_seed(0)
+    monkeypatch.setattr(transformer, "QUERIES", 7)
+    qkv = torch.randn(3, 2, 4, length, 8, dtype=torch.float64, requires_grad=True)
+    ours, whole = transformer.causal_attention(*qkv, 0.0), F.scaled_dot_product_attention(*qkv, is_causal=True)
+    torch.testing.assert_close(ours, whole, rtol=0, atol=1e-6)  # weights are always computed in float32
+    gradients = [torch.autograd.grad(h.square().sum(), qkv)[0] for h in (ours, whole)]
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-5)
+    q, k, _ = qkv.detach()
+    rows = transformer.causal_attention(q, k, torch.ones_like(q), dropout=0.5)[..., 0]  # sums of what is left, times 2
+    assert rows[..., 0].unique().tolist() == [0.0, 2.0]
 
 
 @torch.no_grad()

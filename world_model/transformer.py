@@ -40,33 +40,37 @@ class FewRows:
     """The product of a few rows with a weight (E, D): x (..., D) -> (..., E), in the precision of the present autocast.
 
     On a CPU such a product waits for the weight, and at every call oneDNN would bring it into another order first. Here
-    that is done once. The two operators are those of `torch.compile`'s CPU backend; without them it is `F.linear`.
+    that is done once, for a copy of the weight as it is now; there are no gradients. The two operators are those of
+    `torch.compile`'s CPU backend; where they do not work it is `F.linear`.
     """
 
     def __init__(self, weight: Tensor, rows: int):
         """`rows`: the most there will be; more are multiplied as usual."""
         self.weight, self.rows, self.ordered = weight, rows, None
-        device = weight.device.type
-        if (
-            device == "cpu"
-            and platform.machine() in ("x86_64", "AMD64")
-            and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-        ):
-            if torch.is_autocast_enabled(device):
-                weight = weight.to(torch.get_autocast_dtype(device))
-            self.ordered = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)
+        device, dtype = weight.device.type, weight.dtype
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+        if device == "cpu" and _can_order(dtype):
+            self.ordered = torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(dtype), rows)
 
     def __call__(self, x: Tensor) -> Tensor:
+        assert not torch.is_grad_enabled(), "FewRows has no gradients"
         if self.ordered is None or x.shape[:-1].numel() > self.rows:
             return F.linear(x, self.weight)
         return torch.ops.mkldnn._linear_pointwise(x.to(self.ordered.dtype), self.ordered, None, "none", [], "")
 
 
+def _can_order(dtype: torch.dtype) -> bool:
+    if platform.machine() not in ("x86_64", "AMD64") or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 class KVCache:
     """What a rollout keeps.
 
-    Keys and values of everything read so far, in tensors of fixed size: (layers, B, N, S, D / N) each; and the weights
-    as single tokens are multiplied with them.
+    Keys and values of everything read so far, in tensors of fixed size: (layers, B, N, S, D / N) each; and the layers'
+    weights once more, as one or two tokens a rollout are multiplied with them (`imagine.py` reads no more at a time).
     """
 
     def __init__(self, transformer: Transformer, batch: int, slots: int, device: torch.device, dtype: torch.dtype):
@@ -77,7 +81,7 @@ class KVCache:
         self.values = torch.empty(shape, device=device, dtype=dtype)
         self.length = 0
         linears = (module for module in transformer.blocks.modules() if isinstance(module, nn.Linear))
-        self.products = {linear: FewRows(linear.weight, 2 * batch) for linear in linears}  # two tokens at the most
+        self.products = {linear: FewRows(linear.weight, 2 * batch) for linear in linears}
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store (B, N, L, D / N) behind what is there; return all keys and values of the layer up to the new end."""
@@ -90,9 +94,10 @@ class KVCache:
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
     """Each token looks at itself and at what is before it: q, k and v (B, N, L, D / N) -> (B, N, L, D / N).
 
-    On a CPU a block of queries at a time: torch's fused kernel there has no dropout, and in bf16 it is the slower one.
+    On a CPU a block of queries at a time, where that is faster: torch's fused kernel there knows no dropout, and in
+    bf16 it is the slower one.
     """
-    if q.device.type != "cpu":
+    if q.device.type != "cpu" or (q.dtype == torch.float32 and not dropout):
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
     later = torch.ones(QUERIES, QUERIES, dtype=torch.bool).triu(1)
     seen = []
