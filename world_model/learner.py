@@ -241,15 +241,16 @@ class WorldModelLearner:
             tokens = clips.tokens if isinstance(clips, TokenClips) else self.model.tokens(clips.frames)[0]
             labels = self.model.layout.labels(tokens)
             out = self.model.predict(self._noisy(tokens), labels, clips.actions, clips.rewards)
-            assert out.reward_loss is not None, "the learner needs a model with a reward head"
-            loss = out.ce_loss + self.config.reward_weight * out.reward_loss
+            loss = out.ce_loss
+            if out.reward_loss is not None:
+                loss = loss + self.config.reward_weight * out.reward_loss
         norm = self._step("transformer", loss)
-        return {
+        metrics = {
             "transformer_loss": loss.detach(),
             "transformer_ce_loss": out.ce_loss.detach(),
-            "reward_loss": out.reward_loss.detach(),
             "transformer_grad_norm": norm,
         }
+        return metrics if out.reward_loss is None else metrics | {"reward_loss": out.reward_loss.detach()}
 
     def _noisy(self, tokens: Tensor) -> Tensor:
         """Tokens (B, L) of which a share, drawn for each clip from 0 to `token_noise`, is random among the dynamics.
