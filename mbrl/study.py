@@ -179,19 +179,22 @@ def decoupling(study: Study) -> list[Row]:
     if min(len(true), study.pretrain.horizon) < 2:
         raise UserError("decoupling needs clips=2 and horizon=2 or more: the context of another clip, and motion")
     tokenizer, known = model.tokenizer, model.layout.context_length
-    tokens, _ = model.tokens(true)
+    tokens = torch.cat([model.tokens(part)[0] for part in true.split(TOKENIZED)])
     context_ids, dynamics_ids = model.layout.split(tokens)
     codes = tokenizer.dynamics_quantize.embedding(dynamics_ids)
 
     def decoded(ids: Tensor, last: Tensor) -> Tensor:
-        _, memory = tokenizer.decode_context(tokenizer.quantize.embedding(ids))
-        return tokenizer.decode_future(codes, memory, last).clamp(0, 1)
+        parts = []
+        for ids_, codes_, last_ in zip(*(field.split(TOKENIZED) for field in (ids, codes, last)), strict=True):
+            _, memory = tokenizer.decode_context(tokenizer.quantize.embedding(ids_))
+            parts.append(tokenizer.decode_future(codes_, memory, last_).clamp(0, 1))
+        return torch.cat(parts)
 
     last, future = true[:, known - 1], true[:, known:]
     shown = {
         "its own context": decoded(context_ids, last),
         "another clip's context": decoded(context_ids.roll(1, 0), last.roll(1, 0)),
-        "no context": tokenizer.decode_alone(dynamics_ids).clamp(0, 1),
+        "no context": torch.cat([tokenizer.decode_alone(part).clamp(0, 1) for part in dynamics_ids.split(TOKENIZED)]),
     }
     pictures = {"true": future} | shown
     study.film("frames", {name: to_uint8(frames[:4]).cpu().numpy() for name, frames in pictures.items()})
