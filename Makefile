@@ -26,7 +26,7 @@ help:
 	@echo "make sweep     train many: TASK and AGENT may be lists (a,b), SEEDS=1-5, JOBS at a time; skips what is finished"
 	@echo "make compare   weigh runs against each other and write runs/reports/NAME, to look at and to print"
 	@echo "make data      record or read video to pre-train on, SOURCE=metaworld|rlds|... (keys: configs/data.yaml)"
-	@echo "make pretrain  pre-train a world model on it                            (keys: configs/pretrain.yaml)"
+	@echo "make pretrain  pre-train a world model on DATA; STAGE=tokenizer|transformer|both (keys: configs/pretrain.yaml)"
 	@echo "make predict   predict recorded video with MODEL and DATA, with metrics (keys: configs/predict.yaml)"
 	@echo "make study     small studies of a model, NAME=fewshot|scaling|efficiency|decoupling, each a table (configs/study.yaml)"
 	@echo "make bench     measure speed; with PEER and PEER_PYTHON beside the official code (docs/performance.md)"

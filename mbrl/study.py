@@ -35,6 +35,7 @@ from world_model.metrics import correlation, psnr
 from world_model.weights import read_heads
 
 TOKENIZED = 16  # clips at a time
+HELD_OUT_EVERY = 20  # as ClipDataset and make predict hold out
 PREDICTED = ("psnr", "mean_psnr", "copy_psnr", "ssim", "moving_error_ratio")  # of mbrl/scores.py
 Row = dict[str, Any]
 
@@ -72,6 +73,8 @@ class Study:
         self.settings = s = load_plain(StudySettings, "study", mine)
         self.words = [*getattr(s.words, s.study), *(word for word in words if word not in mine)]
         self.pretrain = self.pretrain_settings()
+        if (every := self.pretrain.held_out_every) != HELD_OUT_EVERY:
+            raise UserError(f"held_out_every={every}: studies hold out one episode in {HELD_OUT_EVERY}")
         self.folder = s.folder
 
     def pretrain_settings(self, *more: str) -> PretrainSettings:
