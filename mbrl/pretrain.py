@@ -21,11 +21,12 @@ from torch import Tensor
 from tqdm import tqdm, trange
 
 from mbrl import checkpoints
-from mbrl.build import beyond_the_start, find_pretrained
+from mbrl.build import beyond_the_start
 from mbrl.command import command
 from mbrl.distributed import joined_processes
 from mbrl.logger import Logger
 from mbrl.mixture import load_mixture, weights
+from mbrl.models import make_model
 from mbrl.replay import Episode
 from mbrl.rollout import to_float
 from mbrl.run import CONFIG, PROVENANCE, RunFinished, check_same_config, lock_folder, provenance, stream_seed
@@ -33,10 +34,8 @@ from mbrl.settings import (
     Count,
     Device,
     Positive,
-    Settings,
     UserError,
     flatten,
-    load,
     load_plain,
     pick_device,
     to_dict,
@@ -64,10 +63,16 @@ class PretrainSettings:
     data: str
     unseen: str
     mixture: str
+    episodes: Positive | None  # of the training part; None takes all
     goal: bool
     out: str
     schedule: str  # a file of configs/schedules with values for these keys, or "none"
     preset: str
+    tokenizer: str
+    transformer: str
+    context_length: Positive | None
+    actions: bool
+    rewards: bool
     start_from: str
     stage: Literal["tokenizer", "transformer", "both"]
     tokenizer_updates: Count
@@ -103,9 +108,8 @@ class Pretraining:
             self.held_out["unseen"] = _spread(ClipDataset(s.unseen))
         longest = max(s.learner.segment_length, s.learner.tokenizer_span)
         self.train_data.sample(1, longest, np.random.default_rng(0))  # says now if no episode is long enough
-        sizes = load([f"preset={s.preset}", "device=cpu"])
         torch.manual_seed(stream_seed(s.seed, "weights"))
-        model = self._make_model(sizes).to(self.device)
+        model = self._make_model().to(self.device)
         learner = s.learner if s.start_from == "none" else beyond_the_start(s.learner)
         seed = stream_seed(s.seed, "world_model")
         self.world = WorldModelLearner(model, learner, seed, s.discriminator, s.accumulate, s.sharded)
@@ -135,12 +139,12 @@ class Pretraining:
             wall_time_s = checkpoint.load("pretraining.json")["wall_time_s"] if checkpoint else 0.0
             self.logger = Logger(self.folder, self.update if checkpoint else None, wall_time_s, tables=False)
 
-    def _make_model(self, sizes: Settings) -> IVideoGPT:
-        s, world = self.settings, sizes.world_model
-        if s.start_from != "none":
-            model = IVideoGPT.from_pretrained(find_pretrained(s.start_from), self.train_data.action_dim)
-        else:
-            model = IVideoGPT(world.tokenizer, world.transformer, self.train_data.action_dim)
+    def _make_model(self) -> IVideoGPT:
+        s = self.settings
+        action_dim = self.train_data.action_dim if s.actions else 0
+        model = make_model(s.tokenizer, s.transformer, s.preset, s.start_from, action_dim, s.context_length, s.rewards)
+        if s.goal and model.layout.context_length < 2:
+            raise UserError("goal=true needs context_length=2 or more: the goal and the first frame")
         resolution = model.tokenizer.config.resolution
         if self.train_data.frame_shape[1:] != (resolution, resolution):
             raise UserError(f"{s.data} has frames {self.train_data.frame_shape}, the model wants {resolution} pixels")
@@ -229,7 +233,10 @@ class Pretraining:
         """What a stage learns from: of a mixture, the transformer may see a part only."""
         s = self.settings
         share = weights(self.mixture, stage) if self.mixture else None
-        return ClipDataset(s.data, "train", s.held_out_every, share)
+        data = ClipDataset(s.data, "train", s.held_out_every, share)
+        if s.episodes is not None:
+            data.keep(s.episodes, np.random.default_rng(stream_seed(s.seed, "episodes")))
+        return data
 
     @functools.cached_property
     def transformer_data(self) -> ClipDataset:

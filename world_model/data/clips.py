@@ -156,6 +156,17 @@ class ClipDataset:
         self._datasets.append(dataset)
         return lengths
 
+    def keep(self, count: int, generator: np.random.Generator) -> None:
+        """Forget all but `count` episodes, drawn at random; of equal generators a smaller count is part of a larger.
+
+        Raises:
+            DataError: there are not so many.
+        """
+        if count > self.num_episodes:
+            raise DataError(f"{self.folder} has {self.num_episodes} episodes to learn from, not {count}")
+        self._episodes = self._episodes[np.sort(generator.permutation(self.num_episodes)[:count])]
+        self._cumulative.clear()
+
     @property
     def num_episodes(self) -> int:
         return len(self._episodes)
