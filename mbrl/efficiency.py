@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from mbrl.models import sizes
-from mbrl.pretrain import PretrainSettings
+from mbrl.pretrain import PretrainSettings, check_codes_are_used
 from mbrl.rollout import to_float
 from mbrl.run import stream_seed
 from mbrl.settings import UserError, pick_device
@@ -57,6 +57,9 @@ def measure(
     for key, plain in PLAIN.items():
         if (value := getattr(settings, key)) != plain:
             raise UserError(f"{key}={value}: this study trains new tokenizers on all episodes as they are")
+    if settings.discriminator.weight or not settings.augmentation.nothing:
+        raise UserError("this study trains tokenizers without discriminator and augmentation")
+    check_codes_are_used(settings.learner, settings.tokenizer_updates)
     config = sizes(TokenizerConfig, settings.tokenizer, settings.preset)
     if settings.context_length is not None:
         config = dataclasses.replace(config, context_length=settings.context_length)

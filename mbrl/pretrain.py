@@ -111,6 +111,8 @@ class Pretraining:
         torch.manual_seed(stream_seed(s.seed, "weights"))
         model = self._make_model().to(self.device)
         learner = s.learner if s.start_from == "none" else beyond_the_start(s.learner)
+        if self.stages.get("transformer"):
+            check_codes_are_used(learner, self.stages.get("tokenizer", 0))
         seed = stream_seed(s.seed, "world_model")
         self.world = WorldModelLearner(model, learner, seed, s.discriminator, s.accumulate, s.sharded)
         if parallel.rank():
@@ -312,6 +314,15 @@ class Pretraining:
             if self.device.type == "cuda" and rng["cuda"] is not None:
                 torch.cuda.set_rng_state(rng["cuda"], self.device)
         self.generator.bit_generator.state = checkpoint.load("pretraining.json")["generator"]
+
+
+def check_codes_are_used(learner: LearnerConfig, tokenizer_updates: int) -> None:
+    """Whether the transformer, which learns from codes, will ever begin. Raises UserError."""
+    if learner.quantize_after > tokenizer_updates:
+        raise UserError(
+            f"the tokenizer uses codes after learner.quantize_after={learner.quantize_after} updates and has "
+            f"{tokenizer_updates}: the transformer would never begin; lower it, or set start_from"
+        )
 
 
 def _spread(data: ClipDataset) -> list[Episode]:

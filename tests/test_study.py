@@ -186,6 +186,8 @@ def test_errors_are_one_line(data, tmp_path, typed):
         (["study=decoupling", "clips=1"], "needs clips=2"),
         (["study=efficiency", "learner.segment_length=9"], "no episode"),
         (["study=efficiency", "goal=true"], "goal=True: this study trains new tokenizers"),
+        (["study=efficiency", "augmentation.hue=0.1"], "without discriminator and augmentation"),
+        (["study=efficiency", "tokenizer_updates=50"], "after learner.quantize_after=100 updates and has 50"),
     ):
         given = dict(data=data, out=tmp_path, device="cpu", horizon=3) | {"learner.tokenizer_span": 5}
         given |= {"learner.segment_length": 5} | dict(word.split("=") for word in words)

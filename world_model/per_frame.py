@@ -40,6 +40,10 @@ class PerFrameTokenizer(CompressiveTokenizer):
         frames, _ = self.decoder(self.post_quant_conv(h))
         return frames.unflatten(0, codes.shape[:2]), []
 
+    def decoding_memory(self, codes: Tensor) -> list[Memory]:
+        """Nothing to look at."""
+        return []
+
     def decode_future(self, codes: Tensor, memory: list[Memory] | None, last: Tensor) -> Tensor:
         """Codes (B, F, N, D) -> frames (B, F, 3, H, W)."""
         return self.decode_context(codes)[0]
