@@ -24,7 +24,9 @@ CONFIG = dataclasses.replace(
     mse_weight=1.0,
     motion_weight=1.0,
 )
-JUDGED = DiscriminatorConfig(weight=0.8, after_updates=4, lr=3e-4, channels=(8, 16))
+# In the last three steps alone: the tokenizer's and the discriminator's gradients feed each other, and what rounding
+# leaves grows about tenfold with each step. Without it, it stays below 1e-6.
+JUDGED = DiscriminatorConfig(weight=0.8, after_updates=STEPS - 3, lr=3e-4, channels=(8, 16))
 WAYS = {
     "copies": {},
     "judged": {"discriminator": JUDGED},
@@ -73,13 +75,13 @@ def two(tmp_path_factory) -> Path:
 def close(metrics, expected):
     """Losses within 1e-5; gradient norms, of which rounding leaves less, within 1e-3.
 
-    So the adversarial term, too, which is weighed by the quotient of two gradient norms, and the sum that it is part of.
+    Between them the adversarial term, which a quotient of gradient norms weighs, and the sum that it is part of: 1e-4.
     """
     for step, (a, b) in enumerate(zip(metrics, expected, strict=True)):
         assert a.keys() == b.keys()
         judged = {"tokenizer_adversarial", "tokenizer_loss"} if "tokenizer_adversarial" in a else set()
         for name, value in a.items():
-            limit = 1e-3 if name.endswith("grad_norm") or name in judged else 1e-5
+            limit = 1e-3 if name.endswith("grad_norm") else 1e-4 if name in judged else 1e-5
             torch.testing.assert_close(value, b[name], rtol=limit, atol=limit, msg=f"{name} of step {step}")
 
 

@@ -135,7 +135,10 @@ def test_clips_without_actions_with_the_goal_first(data, tmp_path, typed):
         ("data=nowhere", "nowhere holds no train episodes"),
         ("start_from=nowhere", "nowhere: there is no such folder"),
         ("schedule=papr-tokenizer", "unknown schedule 'papr-tokenizer'; did you mean 'paper-tokenizer'"),
-        ("learner.quantize_after=5", "after learner.quantize_after=5 updates and has 4: the transformer would never begin"),
+        (
+            "learner.quantize_after=5",
+            "after learner.quantize_after=5 updates and has 4: the transformer would never begin",
+        ),
         ("stage=transformer", "after learner.quantize_after=1 updates and has 0"),
         ("accumulate=3", "learner.batch_size=2 cannot be split into 3 parts"),
         ("augmentation.crop_scale=[1.0]", "crop_scale=[1.0] must be two numbers"),
