@@ -13,7 +13,7 @@ Letters: B clips, K frames given, H predicted, n tokens a frame.
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -119,7 +119,7 @@ class Study:
         loaded = IVideoGPT.from_pretrained(folder, heads.action_dim, self.pretrain.context_length)
         return loaded.to(pick_device(self.pretrain.device)).eval()
 
-    def film(self, name: str, pictures: Pictures) -> None:
+    def film(self, name: str, pictures: Mapping[str, Pictures]) -> None:
         write_film(self.folder / f"{name}.png", pictures, scale=2)
 
 

@@ -46,8 +46,8 @@ def losses(folder):
     return [line for line in chosen if line]
 
 
-# One stage at a time, and no codes while the tokenizer learns: which of two nearly equal codes a frame gets hangs on the
-# last bits, which differ, and from there on so does everything. test_parallel.py has codes that are far apart.
+# One stage at a time, and no codes while the tokenizer learns: which of two nearly equal codes a frame gets hangs on
+# the last bits, and those differ. test_parallel.py learns with codes.
 @pytest.mark.parametrize(("stage", "quantize_after"), [("tokenizer", UPDATES), ("transformer", 0)])
 def test_two_processes_of_torchrun_equal_one(project_root, data, tmp_path, monkeypatch, stage, quantize_after):
     keys = [*KEYS, f"stage={stage}", f"learner.quantize_after={quantize_after}"]
