@@ -33,6 +33,21 @@ SHIPPED = (sys.executable, "-m", "benchmarks.workers.shipped")
 PACKAGES = ("torch", "numpy", "transformers", "diffusers", "accelerate", "safetensors")
 
 
+class Peer(NamedTuple):
+    """Other people's code to measure beside."""
+
+    name: str
+    file: str  # that tells a checkout of it
+    packages: tuple[str, ...]  # whose versions are told
+    worker: str  # the module that runs there
+    document: str  # that says how its environment is made
+
+
+IVIDEOGPT = Peer(
+    "thuml/iVideoGPT", "mbrl/video_predictor.py", PACKAGES, "benchmarks.workers.peer", "docs/performance.md"
+)
+
+
 class WorkerDied(RuntimeError):
     """A worker that ended before it answered; the message is the last line of its log."""
 
@@ -156,20 +171,20 @@ def measure_line(line: Line, precision: str, repeats: int, folder: Path, log: Pa
     return Result(line, precision, difference, "", spread(seconds[0]), spread(seconds[1]))
 
 
-def check_peer(checkout: str, python: str) -> tuple[tuple[str, ...], dict[str, str]]:
+def check_peer(checkout: str, python: str, peer: Peer = IVIDEOGPT) -> tuple[tuple[str, ...], dict[str, str]]:
     """The command of the peer's worker and the versions of its environment.
 
     Raises:
         UserError: one line for what is wrong with either.
     """
     root = Path(checkout).resolve()
-    if not (root / "mbrl" / "video_predictor.py").is_file():
-        raise UserError(f"peer={checkout} is no checkout of thuml/iVideoGPT: it has no mbrl/video_predictor.py")
+    if not (root / peer.file).is_file():
+        raise UserError(f"peer={checkout} is no checkout of {peer.name}: it has no {peer.file}")
     if python == "none":
-        raise UserError("peer needs peer_python=<python of an environment with its dependencies>, docs/performance.md")
+        raise UserError(f"peer needs peer_python=<python of an environment with its dependencies>, {peer.document}")
     code = (
         "import importlib.metadata as m, json, sys;"
-        f"print(json.dumps({{'python': sys.version.split()[0]}} | {{n: m.version(n) for n in {PACKAGES}}}))"
+        f"print(json.dumps({{'python': sys.version.split()[0]}} | {{n: m.version(n) for n in {peer.packages}}}))"
     )
     if os.sep in python:
         python = str(Path(python).absolute())  # not resolved: a link is what makes an environment of it
@@ -179,8 +194,8 @@ def check_peer(checkout: str, python: str) -> tuple[tuple[str, ...], dict[str, s
         raise UserError(f"peer_python={python} cannot be run: {error.strerror}") from error
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["it says nothing"])[-1]
-        raise UserError(f"peer_python={python} lacks what the official code needs ({last}); see docs/performance.md")
-    return (python, "-m", "benchmarks.workers.peer", str(root)), json.loads(done.stdout)
+        raise UserError(f"peer_python={python} lacks what the official code needs ({last}); see {peer.document}")
+    return (python, "-m", peer.worker, str(root)), json.loads(done.stdout)
 
 
 def lines(settings: Settings, options: Options, words: Sequence[str], peer: Sequence[str], folder: Path) -> list[Line]:

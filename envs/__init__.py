@@ -99,7 +99,7 @@ def make(
         raise InvalidSetting(f"image_size must be at least 1, not {image_size}")
     simulator: Simulator
     if name.startswith("toy/"):
-        simulator, own_length = toy.Toy(image_size=image_size), toy.EPISODE_FRAMES
+        simulator, own_length = toy.Toy(image_size=image_size, task=name.removeprefix("toy/")), toy.EPISODE_FRAMES
     elif name.startswith("dm_control/"):
         simulator = dmcontrol.DMControl(
             name.removeprefix("dm_control/"),

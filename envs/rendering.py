@@ -153,6 +153,9 @@ class Renderer:
         if quality == "fast":
             model.vis.quality.offsamples = 0
             model.vis.quality.shadowsize = 0
+            # Mesa's software driver reads this with the first context: its threads cost a small picture more than they
+            # bring. Shadow maps are large, so quality "paper" leaves them to it.
+            os.environ.setdefault("LP_NUM_THREADS", "0")
         try:
             # Not mujoco.GLContext: that was fixed when mujoco was first imported, perhaps by someone else.
             module = "mujoco.gl_context" if backend == "default" else f"mujoco.{backend}"
@@ -162,11 +165,10 @@ class Renderer:
             reason = " ".join(str(error).split())
             raise MissingGL(f"OpenGL backend {backend!r} cannot draw here ({reason}); {_INSTALL_HINT}") from error
         self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
-        if not _open_renderers:
-            # Exit handlers run last in, first out, and MuJoCo's one, which shuts EGL down, is registered
-            # with its first context. Ours has to come after that.
-            atexit.unregister(_close_all)
-            atexit.register(_close_all)
+        # Exit handlers run last in, first out. MuJoCo and dm_control register theirs, which shut EGL down, with a first
+        # context or at an import; ours has to come after all of them.
+        atexit.unregister(_close_all)
+        atexit.register(_close_all)
         _open_renderers.add(self)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
 

@@ -1,5 +1,7 @@
 """A pixel world for tests: a red dot moves to a green square on a grey plane. No simulator, no OpenGL.
 
+`reach` draws the place of the square anew in every episode; in `centre` it is always in the middle.
+
 The plane is [-1, 1] x [-1, 1]. In a frame the dot moves by `SPEED * action` and earns `1 - distance / 4`,
 with the distance to the goal measured along the axes (L1), so between 0 and 1. Within `RADIUS` of the goal
 on both axes is a success. The optimum is known, see `optimal_action` and `best_return`, so a test can say
@@ -13,7 +15,7 @@ from .errors import NoExpert
 from .wrappers import FrameResult, PixelEnv
 
 EPISODE_FRAMES = 40
-TASKS = ("reach",)
+TASKS = ("reach", "centre")
 SPEED = 0.1
 RADIUS = 0.1
 
@@ -26,8 +28,8 @@ class Toy:
 
     action_dim = 2
 
-    def __init__(self, *, image_size: int) -> None:
-        self._size = image_size
+    def __init__(self, *, image_size: int, task: str = "reach") -> None:
+        self._size, self._centred = image_size, task == "centre"
         self._half = max(1, image_size // 16)  # half the width of dot and goal, in pixels
         self._scenery = np.empty((3, image_size, image_size), np.uint8)  # the plane with the goal on it
         self.dot = self.goal = np.zeros(2)
@@ -36,6 +38,7 @@ class Toy:
         """Draws the positions of dot and goal from `seed`."""
         generator = np.random.default_rng(seed)
         self.dot, self.goal = generator.uniform(-_START_RANGE, _START_RANGE, (2, 2))
+        self.goal = np.zeros(2) if self._centred else self.goal
         self._scenery[:] = np.array(_BACKGROUND, np.uint8)[:, None, None]
         self._draw(self._scenery, self.goal, _GOAL)
 

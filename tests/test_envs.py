@@ -13,7 +13,7 @@ from envs import dmcontrol, metaworld, rendering, toy
 from envs.wrappers import FrameResult
 
 DECISIONS = 6  # an episode in these tests: enough for the stack to fill, short enough for six simulators
-TASKS = (*metaworld.PAPER_TASKS, "dm_control/walker-walk", "toy/reach")
+TASKS = (*metaworld.PAPER_TASKS, "dm_control/walker-walk", *(f"toy/{task}" for task in toy.TASKS))
 
 
 def make(task, **settings):
@@ -138,6 +138,17 @@ def test_resets_without_a_seed_follow_from_the_last_one_given():
     assert (a[1] != a[2]).any()
     d, e = starts(one, seed=8), starts(other, seed=8)
     assert all((x == y).all() for x, y in zip(d, e, strict=True))
+
+
+def test_where_the_goal_of_the_toy_is():
+    goals = {task: [] for task in toy.TASKS}
+    for task, seen in goals.items():
+        env = envs.make(f"toy/{task}", seed=0)
+        for _ in range(5):
+            env.reset()
+            seen.append(tuple(env.simulator.goal))
+    assert len(set(goals["reach"])) == 5
+    assert set(goals["centre"]) == {(0.0, 0.0)}
 
 
 def test_reward_is_summed_over_the_repeat_and_the_bonus_paid_once_a_decision():

@@ -11,9 +11,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import envs
-from agents import DrQv2, TransitionBatch
+from agents import DreamerV3, DrQv2, StreamBatch, TransitionBatch
 from agents.drqv2 import SHIFT
 from agents.networks import random_shift
+from benchmarks.workers.lines import use_cores
 from benchmarks.workers.pipe import serve
 from mbrl.build import environment_keywords, make_buffer
 from mbrl.command import keep_memory
@@ -148,6 +149,37 @@ class AgentUpdate:
         return self.agent.update(self.batch, decision=0)
 
 
+class DreamerUpdate:
+    """One update of DreamerV3 on random windows; the official side is `dreamerv3.py`."""
+
+    def __init__(self, spec: dict[str, Any]) -> None:
+        use_cores(spec["threads"])
+        keep_memory()  # as every command of ours does
+        settings = load(spec["words"])
+        c, side = settings.dreamerv3, settings.image_size
+        env = envs.make(settings.task, **environment_keywords(settings))
+        (action_dim,) = env.action_space.shape
+        env.close()
+        lead, generator = (c.batch_size, 1 + c.batch_length), torch.Generator().manual_seed(0)
+        never, slots = torch.zeros(lead, dtype=torch.bool), torch.arange(lead[0] * lead[1]).view(lead)
+        self.batch = StreamBatch(
+            torch.randint(256, (*lead, 3, side, side), dtype=torch.uint8, generator=generator),
+            torch.rand(*lead, action_dim, generator=generator) * 2 - 1,
+            torch.rand(*lead, generator=generator),
+            *(never, never, never, slots),
+        )
+        self.agent = DreamerV3((9, side, side), action_dim, c, spec["device"], seed=0)
+        self.agent.make_memory(slots.numel())
+        self.run()
+
+    def outputs(self) -> dict[str, Tensor]:
+        """Not compared here: tests/test_dreamer_golden.py holds whole updates against the official code."""
+        return {}
+
+    def run(self) -> object:
+        return self.agent.update(self.batch, decision=0)
+
+
 class Replay:
     """Sampling from the episodes of the inputs."""
 
@@ -226,6 +258,7 @@ if __name__ == "__main__":
             "tokenizer": TokenizerUpdate,
             "transformer": TransformerUpdate,
             "agent": AgentUpdate,
+            "dreamerv3": DreamerUpdate,
             "transitions": Transitions,
             "clips": Segments,
             "environment": Environment,

@@ -7,8 +7,6 @@
 Needs torch and safetensors only, because the peer's environment has nothing of ours.
 """
 
-import json
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -17,6 +15,8 @@ from typing import Any, Protocol
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+
+from benchmarks.workers.lines import answer
 
 
 class Workload(Protocol):
@@ -30,14 +30,12 @@ class Workload(Protocol):
 
 
 def serve(workloads: Mapping[str, Callable[[dict[str, Any]], Workload]]) -> None:
-    """Answer requests until the driver closes the pipe. An error ends the worker; its log has the reason."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever is printed goes to the log, not between the answers
+    """Answer requests until the driver closes the pipe (`lines.py`)."""
     workload: Workload | None = None
     device = "cpu"
-    for line in sys.stdin:
-        request: dict[str, Any] = json.loads(line)
-        answer: dict[str, Any] = {}
+
+    def handle(request: dict[str, Any]) -> dict[str, Any]:
+        nonlocal workload, device
         if request["do"] == "make":
             spec = request["spec"]
             device = spec["device"]
@@ -46,23 +44,24 @@ def serve(workloads: Mapping[str, Callable[[dict[str, Any]], Workload]]) -> None
             torch.backends.cudnn.allow_tf32 = False  # fp32 is meant where it is said
             torch.manual_seed(0)
             workload = workloads[request["workload"]](spec)
-            answer = {"versions": {"python": sys.version.split()[0], "torch": torch.__version__}}
-            answer["threads"] = torch.get_num_threads()
-        elif workload is None:
+            versions = {"python": sys.version.split()[0], "torch": torch.__version__}
+            return {"versions": versions, "threads": torch.get_num_threads()}
+        if workload is None:
             raise RuntimeError("nothing was made yet")
-        elif request["do"] == "outputs":
+        if request["do"] == "outputs":
             outputs = {name: value.detach().cpu().contiguous() for name, value in workload.outputs().items()}
             save_file(outputs, request["file"])
-        elif request["do"] == "time":
+            return {}
+        if request["do"] == "time":
             wait(device)
             start = time.perf_counter()
             for _ in range(request["calls"]):
                 workload.run()
             wait(device)
-            answer = {"seconds": (time.perf_counter() - start) / request["calls"]}
-        else:
-            raise ValueError(f"unknown request {request['do']!r}")
-        print(json.dumps(answer), file=answers, flush=True)
+            return {"seconds": (time.perf_counter() - start) / request["calls"]}
+        raise ValueError(f"unknown request {request['do']!r}")
+
+    answer(handle)
 
 
 def wait(device: str) -> None:
