@@ -26,8 +26,9 @@ help:
 	@echo "make sweep     train many: TASK and AGENT may be lists (a,b), SEEDS=1-5, JOBS at a time; skips what is finished"
 	@echo "make compare   weigh runs against each other and write runs/reports/NAME, to look at and to print"
 	@echo "make data      record or read video to pre-train on, SOURCE=metaworld|rlds|... (keys: configs/data.yaml)"
-	@echo "make pretrain  pre-train a world model on it                            (keys: configs/pretrain.yaml)"
+	@echo "make pretrain  pre-train a world model on DATA; STAGE=tokenizer|transformer|both (keys: configs/pretrain.yaml)"
 	@echo "make predict   predict recorded video with MODEL and DATA, with metrics (keys: configs/predict.yaml)"
+	@echo "make study     small studies of a model, NAME=fewshot|scaling|efficiency|decoupling, each a table (configs/study.yaml)"
 	@echo "make bench     measure speed; with PEER and PEER_PYTHON beside the official code (docs/performance.md)"
 	@echo "make doctor    show versions, device, renderer speed, and which optional weights were found"
 	@echo "make test      run the tests            (ARGS=\"tests/test_envs.py -k toy\" for some of them)"
@@ -48,7 +49,7 @@ help:
 	@echo "                     install page lists them); without it the build that pip finds by default."
 	@echo "                     Another build later: remove $(VENV) first."
 
-.PHONY: train resume eval sweep compare data pretrain predict bench doctor
+.PHONY: train resume eval sweep compare data pretrain predict study bench doctor
 train: setup
 	$(PY) -m mbrl.train $(RUN) $(if $(PRESET),'preset=$(PRESET)') $(ARGS)
 
@@ -75,6 +76,9 @@ bench: setup
 
 predict: setup
 	$(PY) -m mbrl.predict $(if $(MODEL),'model=$(MODEL)') $(if $(DATA),'data=$(DATA)') $(ARGS)
+
+study: setup
+	$(PY) -m mbrl.study $(if $(NAME),'study=$(NAME)') $(if $(MODEL),'start_from=$(MODEL)') $(if $(DATA),'data=$(DATA)') $(ARGS)
 
 doctor: setup
 	$(PY) -m mbrl.doctor $(ARGS)

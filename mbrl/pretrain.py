@@ -2,7 +2,8 @@
 
 First the tokenizer, then the transformer with its action and reward heads on the tokens of the finished tokenizer
 (iVideoGPT, section 4.1). The folder `out` holds logs and checkpoints, so the same command continues after any stop,
-and at the end the model in the official layout, for `world_model.pretrained=<out>/model`.
+and at the end the model in the official layout, for `world_model.pretrained=<out>/model`. How to start it on many GPUs
+or machines: `mbrl/distributed.py`.
 """
 
 import dataclasses
@@ -20,10 +21,12 @@ from torch import Tensor
 from tqdm import tqdm, trange
 
 from mbrl import checkpoints
-from mbrl.build import beyond_the_start, find_pretrained
+from mbrl.build import beyond_the_start
 from mbrl.command import command
+from mbrl.distributed import joined_processes
 from mbrl.logger import Logger
 from mbrl.mixture import load_mixture, weights
+from mbrl.models import make_model
 from mbrl.replay import Episode
 from mbrl.rollout import to_float
 from mbrl.run import CONFIG, PROVENANCE, RunFinished, check_same_config, lock_folder, provenance, stream_seed
@@ -31,25 +34,26 @@ from mbrl.settings import (
     Count,
     Device,
     Positive,
-    Settings,
     UserError,
     flatten,
-    load,
     load_plain,
     pick_device,
     to_dict,
 )
 from mbrl.validate import validate
 from mbrl.video import encode_gif
-from world_model import IVideoGPT
+from world_model import IVideoGPT, parallel
+from world_model.adversary import DiscriminatorConfig
 from world_model.data import ClipBatch, ClipDataset, goal_first
-from world_model.learner import LearnerConfig, TokenClips, WorldModelLearner
+from world_model.data.augmentation import AugmentationConfig, augment
+from world_model.learner import Clips, LearnerConfig, TokenClips, WorldModelLearner
 
 LOG_UPDATES = 50
 TOKENIZED = 16  # clips at a time
 # Keys that a restart may change: more updates, for one.
 FREE_KEYS = frozenset(
     {"out", "tokenizer_updates", "transformer_updates", "checkpoint_every_updates", "device", "threads"}
+    | {"accumulate", "sharded"}  # these change the last bits alone
 )
 VALIDATED = 64  # held-out episodes that a validation draws its clips from
 
@@ -59,20 +63,32 @@ class PretrainSettings:
     data: str
     unseen: str
     mixture: str
+    episodes: Positive | None  # of the training part; None takes all
     goal: bool
     out: str
+    schedule: str  # a file of configs/schedules with values for these keys, or "none"
     preset: str
+    tokenizer: str
+    transformer: str
+    context_length: Positive | None
+    actions: bool
+    rewards: bool
     start_from: str
     stage: Literal["tokenizer", "transformer", "both"]
     tokenizer_updates: Count
     transformer_updates: Count
     validate_every_updates: Positive
     checkpoint_every_updates: Positive
-    cached_clips: Positive
+    cached_clips: Count  # 0 tokenizes every batch anew
+    held_out_every: Positive
+    accumulate: Positive  # parts that each process splits its share of a batch into
+    sharded: bool
     horizon: Positive
     seed: Count
     device: Device
     threads: Count
+    augmentation: AugmentationConfig
+    discriminator: DiscriminatorConfig
     learner: LearnerConfig
 
 
@@ -81,38 +97,56 @@ class Pretraining:
         s = self.settings = settings
         self.folder = Path(s.out)
         self.device = pick_device(s.device)
+        parts = parallel.processes() * s.accumulate
+        for name in ("batch_size", "tokenizer_batch_size"):
+            if (size := getattr(s.learner, name)) % parts:
+                raise UserError(f"learner.{name}={size} cannot be split into {parts} parts (processes x accumulate)")
         self.mixture = load_mixture(s.mixture) if s.mixture != "none" else None
         self.train_data = self._train_data("tokenizer")
-        self.held_out = {"held_out": _spread(ClipDataset(s.data, "held_out"))}
+        self.held_out = {"held_out": _spread(ClipDataset(s.data, "held_out", s.held_out_every))}
         if s.unseen != "none":
             self.held_out["unseen"] = _spread(ClipDataset(s.unseen))
         longest = max(s.learner.segment_length, s.learner.tokenizer_span)
         self.train_data.sample(1, longest, np.random.default_rng(0))  # says now if no episode is long enough
-        sizes = load([f"preset={s.preset}", "device=cpu"])
         torch.manual_seed(stream_seed(s.seed, "weights"))
-        model = self._make_model(sizes).to(self.device)
+        model = self._make_model().to(self.device)
         learner = s.learner if s.start_from == "none" else beyond_the_start(s.learner)
-        self.world = WorldModelLearner(model, learner, stream_seed(s.seed, "world_model"))
+        if self.stages.get("transformer"):
+            check_codes_are_used(learner, self.stages.get("tokenizer", 0))
+        seed = stream_seed(s.seed, "world_model")
+        self.world = WorldModelLearner(model, learner, seed, s.discriminator, s.accumulate, s.sharded)
+        if parallel.rank():
+            torch.manual_seed(stream_seed(s.seed, "dropout", parallel.rank()))  # all that differs between processes
         self.generator = np.random.default_rng(stream_seed(s.seed, "clips"))
-        (self.folder / "videos").mkdir(parents=True, exist_ok=True)
-        self._lock = lock_folder(self.folder)
-        checkpoint = checkpoints.latest(self.folder / "checkpoints")
-        if checkpoint:
-            check_same_config(self.folder, s, set(flatten(to_dict(s))) - FREE_KEYS)
+        self._open()
+
+    def _open(self) -> None:
+        """Continue from the folder's checkpoint, if there is one. The first process alone writes."""
+        s, checkpoint = self.settings, None
+        self.logger: Logger | None = None
+        if parallel.rank() == 0:
+            (self.folder / "videos").mkdir(parents=True, exist_ok=True)
+            self._lock = lock_folder(self.folder)
+            if checkpoint := checkpoints.latest(self.folder / "checkpoints"):
+                check_same_config(self.folder, s, set(flatten(to_dict(s))) - FREE_KEYS)
+        parallel.wait()  # `latest` mends the folder after a kill: one at a time
+        if checkpoint := checkpoint or checkpoints.latest(self.folder / "checkpoints"):
             self._restore(checkpoint)
-        (self.folder / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.create(to_dict(s))))
-        (self.folder / PROVENANCE).write_text(json.dumps(provenance(), indent=1) + "\n")
+        if parallel.rank() == 0:
+            (self.folder / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.create(to_dict(s))))
+            (self.folder / PROVENANCE).write_text(json.dumps(provenance(), indent=1) + "\n")
         if self.update >= self.total:
             raise RunFinished(f"{self.folder} is finished: its model is in {self.folder / 'model'}")
-        wall_time_s = checkpoint.load("pretraining.json")["wall_time_s"] if checkpoint else 0.0
-        self.logger = Logger(self.folder, self.update if checkpoint else None, wall_time_s, tables=False)
+        if parallel.rank() == 0:
+            wall_time_s = checkpoint.load("pretraining.json")["wall_time_s"] if checkpoint else 0.0
+            self.logger = Logger(self.folder, self.update if checkpoint else None, wall_time_s, tables=False)
 
-    def _make_model(self, sizes: Settings) -> IVideoGPT:
-        s, world = self.settings, sizes.world_model
-        if s.start_from != "none":
-            model = IVideoGPT.from_pretrained(find_pretrained(s.start_from), self.train_data.action_dim)
-        else:
-            model = IVideoGPT(world.tokenizer, world.transformer, self.train_data.action_dim)
+    def _make_model(self) -> IVideoGPT:
+        s = self.settings
+        action_dim = self.train_data.action_dim if s.actions else 0
+        model = make_model(s.tokenizer, s.transformer, s.preset, s.start_from, action_dim, s.context_length, s.rewards)
+        if s.goal and model.layout.context_length < 2:
+            raise UserError("goal=true needs context_length=2 or more: the goal and the first frame")
         resolution = model.tokenizer.config.resolution
         if self.train_data.frame_shape[1:] != (resolution, resolution):
             raise UserError(f"{s.data} has frames {self.train_data.frame_shape}, the model wants {resolution} pixels")
@@ -136,19 +170,24 @@ class Pretraining:
 
     def train(self) -> None:
         s = self.settings
-        with tqdm(total=self.total, initial=self.update, unit="update", dynamic_ncols=True) as bar:
+        quiet = self.logger is None
+        with tqdm(total=self.total, initial=self.update, unit="update", dynamic_ncols=True, disable=quiet) as bar:
             for stage in self._schedule():
                 bar.set_description(stage, refresh=False)
                 clips, frames = self._batch(stage)
-                self.logger.record("world_model", self.world.update(clips, frames))
+                metrics = self.world.update(clips, frames)
                 bar.update()
-                if self.update % LOG_UPDATES == 0:
-                    self.logger.flush(self.update)
+                if self.logger is not None:
+                    self.logger.record("world_model", metrics)
+                    if self.update % LOG_UPDATES == 0:
+                        self.logger.flush(self.update)
                 if self.update % s.validate_every_updates == 0 or self.update == self.total:
                     self._validate()
                 if self.update % s.checkpoint_every_updates == 0:
                     self._save()
-        self.world.model.save_pretrained(self.folder / "model")
+        world = self.world.in_one_piece()
+        if self.logger is not None:
+            world.model.save_pretrained(self.folder / "model")
         self._save()
 
     def _schedule(self) -> Iterator[str]:
@@ -157,23 +196,53 @@ class Pretraining:
             while self.world.updates[stage] < updates:
                 yield stage
 
-    def _batch(self, stage: str) -> tuple[TokenClips | None, Tensor | None]:
-        """(clips, None) for the transformer, (None, frames) for the tokenizer."""
-        learner = self.settings.learner
-        if stage == "transformer":
-            chosen = torch.from_numpy(self.generator.integers(self.settings.cached_clips, size=learner.batch_size))
-            tokens, actions, rewards = (field[chosen].to(self.device) for field in self.tokens)
-            return TokenClips(tokens.long(), actions, rewards), None
-        batch = self._sample(self.train_data, learner.tokenizer_batch_size, learner.tokenizer_span, self.generator)
-        return None, to_float(batch.frames.to(self.device))
+    def _batch(self, stage: str) -> tuple[Clips | TokenClips | None, Tensor | None]:
+        """This process's part: (clips, None) for the transformer, (None, frames) for the tokenizer."""
+        learner, cached = self.settings.learner, self.settings.cached_clips
+        if stage == "tokenizer":
+            return None, self._clips(self.train_data, learner.tokenizer_batch_size, learner.tokenizer_span).frames
+        if not cached:
+            return self._clips(self.transformer_data, learner.batch_size, learner.segment_length), None
+        chosen = self.generator.integers(cached, size=learner.batch_size)[parallel.mine(learner.batch_size)]
+        tokens, actions, rewards = (field[torch.from_numpy(chosen)].to(self.device) for field in self.tokens)
+        return TokenClips(tokens.long(), actions, rewards), None
+
+    def _clips(self, data: ClipDataset, count: int, length: int) -> Clips:
+        """This process's part of `count` clips."""
+        windows = self._draw(data, count, length, self.generator)
+        episodes, starts, drawn = (field[parallel.mine(count)] for field in windows)
+        return self._read(data, episodes, starts, drawn, length)
+
+    def _draw(
+        self, data: ClipDataset, count: int, length: int, generator: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Episodes, starts and augmentation of `count` clips: the same in all processes."""
+        episodes, starts = data.draw(count, length, generator)
+        augmentation = self.settings.augmentation
+        return episodes, starts, np.empty((count, 0)) if augmentation.nothing else augmentation.draw(count, generator)
+
+    def _read(
+        self, data: ClipDataset, episodes: np.ndarray, starts: np.ndarray, drawn: np.ndarray, length: int
+    ) -> Clips:
+        batch = data.windows(episodes, starts, length)
+        if self.settings.goal:
+            batch = ClipBatch(*goal_first(*batch))
+        frames, actions, rewards = (field.to(self.device) for field in batch)
+        frames = to_float(frames)
+        return Clips(augment(frames, drawn) if drawn.size else frames, actions, rewards)
 
     def _train_data(self, stage: str) -> ClipDataset:
         """What a stage learns from: of a mixture, the transformer may see a part only."""
-        return ClipDataset(self.settings.data, "train", weights=weights(self.mixture, stage) if self.mixture else None)
+        s = self.settings
+        share = weights(self.mixture, stage) if self.mixture else None
+        data = ClipDataset(s.data, "train", s.held_out_every, share)
+        if s.episodes is not None:
+            data.keep(s.episodes, np.random.default_rng(stream_seed(s.seed, "episodes")))
+        return data
 
-    def _sample(self, data: ClipDataset, count: int, length: int, generator: np.random.Generator) -> ClipBatch:
-        batch = data.sample(count, length, generator)
-        return ClipBatch(*goal_first(*batch)) if self.settings.goal else batch
+    @functools.cached_property
+    def transformer_data(self) -> ClipDataset:
+        return self._train_data("transformer") if self.mixture else self.train_data
 
     @functools.cached_property
     def tokens(self) -> TokenClips:
@@ -181,53 +250,79 @@ class Pretraining:
         s, path = self.settings, self.folder / "tokens.safetensors"
         if path.exists():
             return TokenClips(**safetensors.torch.load_file(path))
-        generator, parts = np.random.default_rng(stream_seed(s.seed, "cached clips")), []
-        data = self._train_data("transformer")
-        for first in trange(0, s.cached_clips, TOKENIZED, desc="clips to tokens", leave=False):
-            size = min(TOKENIZED, s.cached_clips - first)
-            batch = self._sample(data, size, s.learner.segment_length, generator)
-            with self.world.autocast():
-                tokens, _ = self.world.model.tokens(to_float(batch.frames.to(self.device)))
-            parts.append((tokens.int().cpu(), batch.actions, batch.rewards))
-        cache = TokenClips(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_bytes(safetensors.torch.save(cache._asdict()))
-        temporary.rename(path)
+        generator, length = np.random.default_rng(stream_seed(s.seed, "cached clips")), s.learner.segment_length
+        fields = TokenClips(
+            torch.zeros(s.cached_clips, self.world.model.layout.length(length), dtype=torch.int32),
+            torch.zeros(s.cached_clips, length, self.train_data.action_dim),
+            torch.zeros(s.cached_clips, length),
+        )
+        firsts = trange(0, s.cached_clips, TOKENIZED, desc="clips to tokens", leave=False, disable=self.logger is None)
+        for i, first in enumerate(firsts):
+            rows = slice(first, min(first + TOKENIZED, s.cached_clips))
+            windows = self._draw(self.transformer_data, rows.stop - first, length, generator)
+            if i % parallel.processes() == parallel.rank():  # of the others' the zeros stay
+                clips = self._read(self.transformer_data, *windows, length)
+                with self.world.autocast():
+                    tokens, _ = self.world.model.tokens(clips.frames)
+                for field, part in zip(fields, (tokens, clips.actions, clips.rewards), strict=True):
+                    field[rows] = part.cpu()
+        cache = TokenClips(*(parallel.total(field.to(self.device)).cpu() for field in fields))
+        if parallel.rank() == 0:
+            temporary = path.with_name(f".{path.name}.tmp")
+            temporary.write_bytes(safetensors.torch.save(cache._asdict()))
+            temporary.rename(path)
         return cache
 
     def _validate(self) -> None:
-        s = self.settings
+        s, world = self.settings, self.world.in_one_piece()
+        if self.logger is None:
+            return
         for part, episodes in self.held_out.items():
-            metrics, grid = validate(self.world, episodes, s.horizon, stream_seed(s.seed, "validation"), goal=s.goal)
+            metrics, grid = validate(world, episodes, s.horizon, stream_seed(s.seed, "validation"), goal=s.goal)
             self.logger.scalars(self.update, {f"{part}/{name}": value for name, value in metrics.items()})
             if grid is not None:
                 self.logger.video(f"{part}/dream", self.update, encode_gif(grid, fps=3))
 
     def _save(self) -> None:
+        parts = {
+            "world_model.safetensors": parallel.whole(self.world.model.state_dict()),
+            "world_model.pt": self.world.state(),
+            "torch.pt": parallel.everyone(
+                {
+                    "cpu": torch.get_rng_state(),
+                    "cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+                }
+            ),
+        }
+        if self.logger is None:
+            return
         self.logger.flush(self.update)
         self.logger.sync()
-        parts = {
-            "world_model.safetensors": self.world.model.state_dict(),
-            "world_model.pt": self.world.state(),
-            "torch.pt": {
-                "cpu": torch.get_rng_state(),
-                "cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
-            },
-            "pretraining.json": {
-                "wall_time_s": self.logger.wall_time_s,
-                "generator": self.generator.bit_generator.state,
-            },
+        parts["pretraining.json"] = {
+            "wall_time_s": self.logger.wall_time_s,
+            "generator": self.generator.bit_generator.state,
         }
         checkpoints.save(self.folder / "checkpoints", self.update, parts)
 
     def _restore(self, checkpoint: checkpoints.Checkpoint) -> None:
-        self.world.model.load_state_dict(checkpoint.load("world_model.safetensors", self.device))
+        parallel.load_weights(self.world.model, checkpoint.load("world_model.safetensors", self.device))
         self.world.load_state(checkpoint.load("world_model.pt", self.device))
-        rng = checkpoint.load("torch.pt")
-        torch.set_rng_state(rng["cpu"])
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(rng["cuda"], self.device)
+        states = checkpoint.load("torch.pt")  # one for each process that there was; a new one begins its own stream
+        if parallel.rank() < len(states):
+            rng = states[parallel.rank()]
+            torch.set_rng_state(rng["cpu"])
+            if self.device.type == "cuda" and rng["cuda"] is not None:
+                torch.cuda.set_rng_state(rng["cuda"], self.device)
         self.generator.bit_generator.state = checkpoint.load("pretraining.json")["generator"]
+
+
+def check_codes_are_used(learner: LearnerConfig, tokenizer_updates: int) -> None:
+    """Whether the transformer, which learns from codes, will ever begin. Raises UserError."""
+    if learner.quantize_after > tokenizer_updates:
+        raise UserError(
+            f"the tokenizer uses codes after learner.quantize_after={learner.quantize_after} updates and has "
+            f"{tokenizer_updates}: the transformer would never begin; lower it, or set start_from"
+        )
 
 
 def _spread(data: ClipDataset) -> list[Episode]:
@@ -241,7 +336,8 @@ def main(words: list[str]) -> None:
     settings = load_plain(PretrainSettings, "pretrain", words)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    Pretraining(settings).train()
+    with joined_processes(settings.device):
+        Pretraining(settings).train()
 
 
 if __name__ == "__main__":

@@ -160,10 +160,14 @@ def load(overrides: Sequence[str] = ()) -> Settings:
 def load_plain(cls: type[T], config: str, overrides: Sequence[str] = ()) -> T:
     """As `load`, for a command whose keys all stand in one file, `configs/<config>.yaml`."""
     words = _parse(overrides)
-    known = list(flatten(_container(OmegaConf.load(CONFIG_DIR / f"{config}.yaml"))))
+    base = flatten(_container(OmegaConf.load(CONFIG_DIR / f"{config}.yaml")))
+    base.pop("defaults", None)
     for word in words:
-        _check_key(word.key_or_group, known, f"configs/{config}.yaml")
-    return build(cls, _compose(config, [], words))
+        _check_key(word.key_or_group, list(base), f"configs/{config}.yaml")
+    # Where there is such a key, it chooses a file that is laid over this one.
+    schedule = str((base | {word.key_or_group: word.value() for word in words}).get("schedule", "none"))
+    groups = [] if schedule == "none" else [f"schedules={_file('schedule', 'schedules', schedule)}"]
+    return build(cls, _compose(config, groups, words))
 
 
 def _compose(config: str, groups: Sequence[str], words: Sequence[Override]) -> dict[str, Any]:

@@ -82,7 +82,6 @@ def validate(
         tokens, labels = model.tokenizer.tokenize(clips)
         seen = model.tokenizer(clips).future  # what the tokenizer alone can show of what really happened
         told = model.predict(tokens, labels, torch.nn.functional.pad(actions, (0, 0, known - 1, 1)))
-    assert dream.rewards is not None
     targets = tokens[:, layout.prefix + 1 :]
     likeliest = told.logits[:, :-1].argmax(-1)
     metrics = compare(true, context[:, -1], rewards, dream.frames, dream.rewards, shuffled.frames, seen) | {
@@ -115,28 +114,38 @@ def validate_dreamer(
 
 
 def compare(
-    true: Tensor, last: Tensor, rewards: Tensor, dream: Tensor, predicted: Tensor, shuffled: Tensor, seen: Tensor
+    true: Tensor,
+    last: Tensor,
+    rewards: Tensor,
+    dream: Tensor,
+    predicted: Tensor | None,
+    shuffled: Tensor,
+    seen: Tensor,
 ) -> dict[str, float]:
     """What every world model is judged by.
 
     Frames (B, H, 3, height, width): the true ones after the context's `last`, those of the dream, of the dream under
-    shuffled actions, and of the model that saw the true ones. True and predicted rewards (B, H).
+    shuffled actions, and of the model that saw the true ones. True rewards and, of a model with a reward head,
+    predicted ones (B, H).
     """
     errors = moving_errors(dream.float(), true, last)
-    return {
+    metrics = {
         "dream_mse": float((dream - true).square().mean()),
         "dream_psnr": float(psnr(dream.float(), true).mean()),
         "copy_psnr": float(psnr(last[:, None].expand_as(true), true).mean()),
         "moving_error_ratio": errors.ratio,
         "moving_error_ratio_shuffled": moving_errors(shuffled.float(), true, last).ratio,
         "reconstruction_error_ratio": moving_errors(seen.float(), true, last).ratio,
-        "reward_mae": float((predicted - rewards).abs().mean()),
-        "reward_correlation": correlation(predicted, rewards),
     }
+    if predicted is not None:
+        metrics["reward_mae"] = float((predicted - rewards).abs().mean())
+        metrics["reward_correlation"] = correlation(predicted, rewards)
+    return metrics
 
 
-def show(frames: Tensor, rewards: Tensor, dream: Tensor, predicted: Tensor) -> NDArray[np.uint8]:
+def show(frames: Tensor, rewards: Tensor, dream: Tensor, predicted: Tensor | None) -> NDArray[np.uint8]:
     """The first clips real | imagined | error, for true frames uint8 (B, H, 3, height, width)."""
+    predicted = torch.zeros_like(rewards) if predicted is None else predicted
     return dream_grid(
         frames[:SHOWN].cpu().numpy(),
         to_uint8(dream[:SHOWN]).cpu().numpy(),

@@ -19,6 +19,7 @@ from mbrl.logger import EVAL_COLUMNS, TRAIN_COLUMNS
 from mbrl.predict import PredictSettings
 from mbrl.pretrain import PretrainSettings
 from mbrl.settings import flatten, load, load_plain, to_dict
+from mbrl.study import Study, StudySettings
 from world_model import IVideoGPT
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,6 +29,7 @@ PLAIN = {
     "data": DataSettings,
     "predict": PredictSettings,
     "pretrain": PretrainSettings,
+    "study": StudySettings,
     "sweep": sweep.SweepSettings,
 }
 PRESETS = ("smoke", "small", "paper")
@@ -103,6 +105,8 @@ def test_commands_of_the_readme_are_understood(command):
     words = would_run(command)
     if words[2:3] == ["mbrl.sweep"]:
         assert len(sweep.plan([*words[3:], "device=cpu"])[1]) > 1
+    elif words[2:3] == ["mbrl.study"]:
+        Study(words[3:])
     elif words[2:3] and words[2].removeprefix("mbrl.") in PLAIN:
         name = words[2].removeprefix("mbrl.")
         load_plain(PLAIN[name], name, words[3:])

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from mbrl import pretrain
+from mbrl.settings import load_plain
 from world_model import IVideoGPT
 from world_model.data import ClipDataset, Recording, write_shard
 from world_model.learner import WorldModelLearner
@@ -133,6 +134,14 @@ def test_clips_without_actions_with_the_goal_first(data, tmp_path, typed):
     [
         ("data=nowhere", "nowhere holds no train episodes"),
         ("start_from=nowhere", "nowhere: there is no such folder"),
+        ("schedule=papr-tokenizer", "unknown schedule 'papr-tokenizer'; did you mean 'paper-tokenizer'"),
+        (
+            "learner.quantize_after=5",
+            "after learner.quantize_after=5 updates and has 4: the transformer would never begin",
+        ),
+        ("stage=transformer", "after learner.quantize_after=1 updates and has 0"),
+        ("accumulate=3", "learner.batch_size=2 cannot be split into 3 parts"),
+        ("augmentation.crop_scale=[1.0]", "crop_scale=[1.0] must be two numbers"),
         ("preset=tiny", "unknown preset 'tiny'"),
         ("tokeniser_updates=3", "did you mean 'tokenizer_updates'"),
         ("learner.segment_length=30", "has 30 frames"),
@@ -150,6 +159,32 @@ def test_a_folder_of_another_pre_training_is_refused(data, tmp_path, typed):
     code, _, error = typed(pretrain.main, *words(data, tmp_path / "out", "seed=2", "transformer_updates=5"))
     assert code == 2
     assert "seed was 1, is 2" in error
+
+
+def test_the_papers_schedules():
+    """Table 3 of arXiv 2405.15223."""
+    first = load_plain(pretrain.PretrainSettings, "pretrain", ["schedule=paper-tokenizer"])
+    second = load_plain(pretrain.PretrainSettings, "pretrain", ["schedule=paper-transformer", "seed=3"])
+    assert (first.stage, first.tokenizer_updates, first.preset) == ("tokenizer", 1_000_000, "paper")
+    a, b = first.learner, second.learner
+    assert (a.tokenizer_batch_size, a.tokenizer_span, a.sampled_future_frames) == (64, 16, 6)
+    assert (a.tokenizer_lr, a.warmup_updates, a.decay_updates, a.weight_decay, a.max_grad_norm) == (5e-4, 500, 0, 0, 1)
+    assert (second.stage, second.transformer_updates, second.cached_clips) == ("transformer", 700_000, 0)
+    assert (b.batch_size, b.segment_length, b.transformer_lr, b.decay) == (64, 16, 1e-4, "cosine")
+    assert (b.warmup_updates, b.decay_updates, b.weight_decay, b.max_grad_norm) == (5000, 700_000, 0.01, 1)
+    assert first.augmentation == second.augmentation
+    assert second.seed == 3
+    assert not first.augmentation.nothing
+
+
+def test_clips_tokenized_as_they_are_drawn(data, tmp_path):
+    """No cache; augmented; with a discriminator from the third update on."""
+    more = ["cached_clips=0", "augmentation.crop_scale=[0.8,1.0]", "discriminator.weight=0.8", "accumulate=2"]
+    out = tmp_path / "out"
+    pretrain.main(words(data, out, *more, "discriminator.after_updates=2", "discriminator.channels=[8,16]"))
+    assert not (out / "tokens.safetensors").exists()
+    logged = set().union(*(json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()))
+    assert {"world_model/discriminator_loss", "world_model/tokenizer_adversarial"} <= logged
 
 
 def test_no_empty_tables(data, tmp_path):

@@ -260,6 +260,34 @@ def test_tokenizer_learns_to_reconstruct():
     assert losses[-1]["tokenizer_pixel"] < 0.6 * losses[0]["tokenizer_pixel"]
 
 
+def test_rates_rise_and_fall():
+    def rates(updates=20, **changes):
+        learner, seen = WorldModelLearner(make_model(), dataclasses.replace(LEARNER, **changes), seed=0), []
+        for update in range(1, updates + 1):
+            learner.updates["transformer"] = update
+            seen.append(learner._rate("transformer") / LEARNER.transformer_lr)
+        return seen
+
+    assert rates(warmup_updates=4)[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    linear = rates(decay_updates=10)
+    assert linear[4] == pytest.approx(0.55)
+    assert linear[9:] == pytest.approx([0.1] * 11)
+    cosine = rates(warmup_updates=2, decay_updates=12, decay="cosine")
+    assert cosine[:3] == [0.5, 1.0, 1.0]
+    assert cosine[7] == pytest.approx(0.5)  # half-way between the warm-up's end and the end
+    assert all(a > b for a, b in zip(cosine[2:12], cosine[3:13], strict=True))
+    assert cosine[12:] == pytest.approx([0.0] * 8)
+
+
+def test_perplexity_of_the_codes():
+    learner = WorldModelLearner(make_model(), LEARNER, seed=0)
+    learner.updates["tokenizer"] = 1
+    ids = torch.tensor([[[0, 1, 2, 3]]])
+    assert learner._watch_codes("quantize", ids, torch.rand(1, 1, 4, 8))["quantize_perplexity"] == pytest.approx(4)
+    told = learner._watch_codes("quantize", torch.zeros_like(ids), torch.rand(1, 1, 4, 8))
+    assert told["quantize_perplexity"] == pytest.approx(1)
+
+
 def test_dead_codes_are_moved_onto_data():
     quantizer = VectorQuantizer(8, 4)
     z = torch.randn(5, 4)

@@ -43,6 +43,7 @@ LEARNER = LearnerConfig(
     transformer_lr=1e-3,
     warmup_updates=0,
     decay_updates=0,
+    decay="linear",
     weight_decay=0.0,
     max_grad_norm=1.0,
     reward_weight=1.0,

@@ -50,6 +50,8 @@ class IVideoGPT(nn.Module):
         reward_head: whether rewards are predicted.
     """
 
+    tokenizer_class = CompressiveTokenizer  # world_model/per_frame.py has another
+
     def __init__(
         self,
         tokenizer: TokenizerConfig,
@@ -58,7 +60,7 @@ class IVideoGPT(nn.Module):
         reward_head: bool = True,
     ):
         super().__init__()
-        self.tokenizer = CompressiveTokenizer(tokenizer)
+        self.tokenizer = self.tokenizer_class(tokenizer)
         self.layout = self.tokenizer.layout
         self.transformer = Transformer(transformer, self.layout.vocabulary)
         self.action_dim = action_dim
@@ -155,24 +157,26 @@ class IVideoGPT(nn.Module):
         cls,
         folder: str | Path,
         action_dim: int = 4,
-        context_length: int = 2,
+        context_length: int | None = 2,
         attention_dropout: float | None = None,
         new_actions: bool = False,
+        reward_head: bool = True,
     ) -> "IVideoGPT":
         """Load a checkpoint in the official layout (`tokenizer/`, `transformer/`).
 
         Args:
             action_dim: A; 0 for an action-free model. A checkpoint without action weights starts them at zero.
-            context_length: K, at most the checkpoint's.
+            context_length: K, at most the checkpoint's; None takes the checkpoint's.
             attention_dropout: of the transformer while training; None keeps the checkpoint's.
             new_actions: start the action weights at zero where the checkpoint's are for another `action_dim`.
+            reward_head: whether rewards are predicted; a checkpoint without the head starts it at zero.
         Raises:
             world_model.weights.WeightsError: files are missing, damaged or of other sizes.
         """
         tokenizer, transformer = weights.read_configs(folder, context_length)
         if attention_dropout is not None:
             transformer = replace(transformer, attention_dropout=attention_dropout)
-        model = cls(tokenizer, transformer, action_dim)
+        model = cls(tokenizer, transformer, action_dim, reward_head)
         weights.load(model, folder, new_actions)
         return model
 

@@ -169,17 +169,8 @@ def load(model: IVideoGPT, folder: str | Path, new_actions: bool = False) -> Non
 
     With `new_actions` so do action weights of another width: the checkpoint's are for another robot.
     """
-    folder = Path(folder)
-    source = folder / TOKENIZER_FILE
-    state = _read_tensors(source)
-    own = model.tokenizer.state_dict()
-    for key in own:
-        # Fewer context frames than trained with: the position embeddings of the last ones are kept, as officially.
-        if key.endswith("kv_pos_emb") and key in state and len(state[key]) > len(own[key]):
-            state[key] = state[key][-len(own[key]) :]
-    _fill(model.tokenizer, state, source)
-
-    source = folder / TRANSFORMER_FILE
+    load_tokenizer(model, folder)
+    source = Path(folder) / TRANSFORMER_FILE
     state = {k: v for k, v in _read_tensors(source).items() if not k.endswith("rotary_emb.inv_freq")}
     for name in ("action_linear", "reward_linear"):
         head = {k.removeprefix(f"{name}."): state.pop(k) for k in list(state) if k.startswith(f"{name}.")}
@@ -194,6 +185,18 @@ def load(model: IVideoGPT, folder: str | Path, new_actions: bool = False) -> Non
         _from_official({k.removeprefix("llm."): v for k, v in state.items()}, source),
         source,
     )
+
+
+def load_tokenizer(model: IVideoGPT, folder: str | Path) -> None:
+    """Fill a model's tokenizer alone from a checkpoint."""
+    source = Path(folder) / TOKENIZER_FILE
+    state = _read_tensors(source)
+    own = model.tokenizer.state_dict()
+    for key in own:
+        # Fewer context frames than trained with: the position embeddings of the last ones are kept, as officially.
+        if key.endswith("kv_pos_emb") and key in state and len(state[key]) > len(own[key]):
+            state[key] = state[key][-len(own[key]) :]
+    _fill(model.tokenizer, state, source)
 
 
 def _from_official(state: dict[str, Tensor], source: Path) -> dict[str, Tensor]:

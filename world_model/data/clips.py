@@ -156,6 +156,17 @@ class ClipDataset:
         self._datasets.append(dataset)
         return lengths
 
+    def keep(self, count: int, generator: np.random.Generator) -> None:
+        """Forget all but `count` episodes, drawn at random; of equal generators a smaller count is part of a larger.
+
+        Raises:
+            DataError: there are not so many.
+        """
+        if count > self.num_episodes:
+            raise DataError(f"{self.folder} has {self.num_episodes} episodes to learn from, not {count}")
+        self._episodes = self._episodes[np.sort(generator.permutation(self.num_episodes)[:count])]
+        self._cumulative.clear()
+
     @property
     def num_episodes(self) -> int:
         return len(self._episodes)
@@ -201,7 +212,11 @@ class ClipDataset:
         return self._cumulative[length]
 
     def sample(self, batch_size: int, length: int, generator: np.random.Generator) -> ClipBatch:
-        """Windows of `length` frames, uniform over all that fit an episode, with repetition.
+        """The windows that `draw` gives."""
+        return self.windows(*self.draw(batch_size, length, generator), length)
+
+    def draw(self, batch_size: int, length: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Windows of `length` frames, uniform over all that fit an episode, with repetition: episodes and starts (B,).
 
         In a mixture a dataset is drawn by its weight, one of its episodes, and a window of that.
 
@@ -219,7 +234,7 @@ class ClipDataset:
         else:
             episode = np.searchsorted(self._by_weight(length), generator.random(batch_size), side="right")
             start = generator.integers(windows[episode])
-        return self.windows(episode, start, length)
+        return episode, start
 
     def windows(self, episodes: np.ndarray, starts: np.ndarray, length: int) -> ClipBatch:
         """The window of `length` frames of each of `episodes` (B,) that begins at its frame `starts` (B,)."""

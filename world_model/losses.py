@@ -1,0 +1,110 @@
+"""What the parts of the world model are trained on: `loss, metrics, ... = module(batch)`.
+
+Each loss is one forward pass of one module, which is what `world_model/parallel.py` can spread over processes.
+Source: iVideoGPT (arXiv 2405.15223), sections 3 and 4.3.
+
+Letters: B clips, T frames, K context frames, F sampled future frames, L tokens, A action.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from world_model.metrics import moved
+from world_model.model import IVideoGPT
+from world_model.perceptual import LPIPS
+from world_model.tokenizer import CompressiveTokenizer, Reconstruction
+
+# (pictures (P, 3, H, W), the loss to weigh against, a weight of the last layer) -> a term of the loss
+Judge = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class TokenizerLoss(nn.Module):
+    """Reconstruction of context and future frames and the codebooks' loss.
+
+    Args:
+        mse_weight, motion_weight: of squared error beside L1, and of the error on pixels that move alone.
+        perceptual: LPIPS, where its weights are at hand.
+    """
+
+    def __init__(
+        self, tokenizer: CompressiveTokenizer, mse_weight: float, motion_weight: float, perceptual: LPIPS | None
+    ):
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.mse_weight, self.motion_weight = mse_weight, motion_weight
+        self.perceptual = perceptual
+
+    @property
+    def words(self) -> str:
+        """What pictures are trained on."""
+        terms = ["L1"]
+        terms += [f"{self.mse_weight:g} MSE"] if self.mse_weight else []
+        terms += [f"{self.motion_weight:g} of it on pixels that move"] if self.motion_weight else []
+        terms += ["LPIPS"] if self.perceptual is not None else []
+        return " + ".join(terms) + ("" if self.perceptual is not None else ", no LPIPS (perceptual_weights=none)")
+
+    def forward(
+        self, context: Tensor, target: Tensor, moving_values: Tensor, quantized: bool, judge: Judge | None
+    ) -> tuple[Tensor, dict[str, Tensor], Reconstruction]:
+        """
+        Args:
+            context, target: float (B, K, 3, H, W) and (B, F, 3, H, W) in [0, 1].
+            moving_values: (), numbers in the pixels of `target` that move, by which their summed error is divided.
+            quantized: whether codes are used, or the tokenizer is a plain autoencoder.
+            judge: the adversarial term, if there is one.
+        Returns:
+            loss, its terms, and the reconstruction without gradients.
+        """
+        out = self.tokenizer(torch.cat([context, target], dim=1), quantized)
+        terms = {
+            **self._pictures(target, out.future),
+            **{f"context_{name}": term for name, term in self._pictures(context, out.context).items()},
+        }
+        if self.motion_weight:
+            moving = moved(target, context[:, -1])  # (B, F, 1, H, W)
+            error = (moving * self._error(target, out.future)).sum() / moving_values
+            terms["motion"] = self.motion_weight * error
+        if quantized:
+            terms |= {"commit": out.commit_loss, "dynamics_commit": out.dynamics_commit_loss}
+        if judge is not None:
+            pictures = torch.cat([out.context.flatten(0, 1), out.future.flatten(0, 1)])
+            last = self.tokenizer.cond_decoder.conv_out.weight
+            terms["adversarial"] = judge(pictures, terms.get("lpips", terms["pixel"]), last)
+        loss = torch.stack([term.float() for term in terms.values()]).sum()
+        metrics = {f"tokenizer_{name}": term.detach() for name, term in (terms | {"loss": loss}).items()}
+        return loss, metrics, Reconstruction(*(field.detach() for field in out))
+
+    def _pictures(self, target: Tensor, output: Tensor) -> dict[str, Tensor]:
+        """Losses between pictures (B, F, 3, H, W)."""
+        terms = {"pixel": self._error(target, output).mean()}
+        if self.perceptual is not None:
+            terms["lpips"] = self.perceptual(target.flatten(0, 1), output.flatten(0, 1)).mean()
+        return terms
+
+    def _error(self, target: Tensor, output: Tensor) -> Tensor:
+        difference = output.float() - target
+        return difference.abs() + self.mse_weight * difference.square()
+
+
+class TransformerLoss(nn.Module):
+    """Cross-entropy of the next token and, of a model with a reward head, squared error of the reward."""
+
+    def __init__(self, model: IVideoGPT, reward_weight: float):
+        super().__init__()
+        heads = [head for head in (model.action_linear, model.reward_linear) if head is not None]
+        self.parts = nn.ModuleList([model.transformer, *heads])  # all of the model but its tokenizer
+        self.predict = model.predict
+        self.reward_weight = reward_weight
+
+    def forward(
+        self, tokens: Tensor, labels: Tensor, actions: Tensor, rewards: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Tokens and labels (B, L), actions (B, T, A), rewards (B, T), as in `IVideoGPT.predict` -> loss, its terms."""
+        out = self.predict(tokens, labels, actions, rewards)
+        loss, terms = out.ce_loss, {"transformer_ce_loss": out.ce_loss}
+        if out.reward_loss is not None:
+            loss = loss + self.reward_weight * out.reward_loss
+            terms["reward_loss"] = out.reward_loss
+        return loss, {name: term.detach() for name, term in (terms | {"transformer_loss": loss}).items()}
