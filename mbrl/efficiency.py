@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tqdm import trange
 
 from mbrl.models import sizes
 from mbrl.pretrain import PretrainSettings, check_codes_are_used
@@ -110,7 +111,8 @@ class Measurement:
     def train_tokenizer(self) -> None:
         """On the same clips in the same order, whatever the tokenizer."""
         s, generator = self.settings, np.random.default_rng(stream_seed(self.settings.seed, "clips"))
-        for _ in range(s.tokenizer_updates):
+        name = f"tokenizer, {self.model.layout.dynamics_tokens} tokens a frame"
+        for _ in trange(s.tokenizer_updates, desc=name, unit="update", dynamic_ncols=True):
             batch = self.data.sample(s.learner.tokenizer_batch_size, s.learner.tokenizer_span, generator)
             self.learner.update(frames=to_float(batch.frames.to(self.device)))
 
