@@ -5,6 +5,7 @@ prints the table of docs/dreamerv3.md. Scores are 0 for a dot that stays where i
 """
 
 import csv
+import itertools
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,7 +89,24 @@ def table(curves: dict[str, list[Curves]]) -> str:
     for side, seeds in curves.items():
         shares = " ".join(f"{c.evaluated[-1, 0] / c.evaluated[-1, 2]:.2f}" for c in seeds)
         lines.append(f"return / best return at the last evaluation, {side}: {shares}")
+    if len(official) > 3:
+        held = held_by_halves(official)
+        lines.append(
+            f"half of the official seeds hold the mean of the others at {np.mean(held):.1f} of {len(official[0])} "
+            f"evaluations on average, {min(held)} to {max(held)}"
+        )
     return "\n".join(lines)
+
+
+def held_by_halves(scores: Array) -> list[int]:
+    """What to expect of a method beside itself: scores (S, P) -> for every way to halve the seeds, at how many of the P
+    evaluations the mean of one half lies within the range of the other."""
+    seeds = range(len(scores))
+    counts = []
+    for half in itertools.combinations(seeds, len(scores) // 2):
+        others = scores[[seed for seed in seeds if seed not in half]].mean(0)
+        counts.append(int(((scores[[*half]].min(0) <= others) & (others <= scores[[*half]].max(0))).sum()))
+    return counts
 
 
 def draw(curves: dict[str, list[Curves]]) -> Figure:

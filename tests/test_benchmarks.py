@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import TINY, Command
+from tiny import TINY, Command, stand_in
 
 from benchmarks import bench, compare, flat, inputs, measure, options
 from mbrl.build import make_buffer
@@ -36,13 +36,7 @@ def peer(tmp_path: Path) -> tuple[str, str]:
     checkout = tmp_path / "iVideoGPT"
     (checkout / "mbrl").mkdir(parents=True)
     (checkout / "mbrl/video_predictor.py").touch()
-    (tmp_path / "fake.py").write_text(FAKE)
-    python = tmp_path / "python"
-    versions = json.dumps({"python": "3.9", "torch": "2.2.1"})
-    python.write_text(
-        f"#!/bin/sh\nif [ \"$1\" = -c ]; then echo '{versions}'; else exec {sys.executable} {tmp_path}/fake.py; fi\n"
-    )
-    python.chmod(0o755)
+    python = stand_in(tmp_path, FAKE, {"python": "3.9", "torch": "2.2.1"})
     return f"peer={checkout}", f"peer_python={python}"
 
 

@@ -3,11 +3,11 @@
 import csv
 import dataclasses
 import json
-import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
-from tiny import Command, tiny, train
+from tiny import Command, stand_in, tiny, train
 
 from agents import DreamerV3Config
 from benchmarks import dreamerv3, dreamerv3_curves
@@ -61,13 +61,7 @@ def peer(tmp_path: Path) -> tuple[str, ...]:
     checkout = tmp_path / "official"
     (checkout / "dreamerv3").mkdir(parents=True)
     (checkout / "dreamerv3/rssm.py").touch()
-    (tmp_path / "fake.py").write_text(FAKE)
-    python = tmp_path / "python"
-    versions = json.dumps({"python": "3.11", "jax": "0.4.33"})
-    python.write_text(
-        f"#!/bin/sh\nif [ \"$1\" = -c ]; then echo '{versions}'; else exec {sys.executable} {tmp_path}/fake.py; fi\n"
-    )
-    python.chmod(0o755)
+    python = stand_in(tmp_path, FAKE, {"python": "3.11", "jax": "0.4.33"})
     return f"peer={checkout}", f"peer_python={python}"
 
 
@@ -105,6 +99,12 @@ def test_both_play_the_same_episodes(typed: Command, tmp_path: Path, peer: tuple
     code, _, error = typed(dreamerv3.main, "measure=learn", *peer, *words(root))
     assert code == 2
     assert "holds a run already" in error
+
+
+def test_halves_of_the_seeds():
+    scores = np.array([[0.0, 1.0], [0.0, 2.0], [0.0, 3.0], [0.0, 10.0]])
+    # By the first: all equal. By the second: only {1, 10} and {2, 10} hold the mean of the others, 2.5 and 2.
+    assert sorted(dreamerv3_curves.held_by_halves(scores)) == [1, 1, 1, 1, 2, 2]
 
 
 def test_speed_is_measured_in_turn(typed: Command, tmp_path: Path, peer: tuple[str, ...]):

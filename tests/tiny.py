@@ -1,7 +1,9 @@
 """Training runs as small as they get: every part of the real thing once, in about two seconds."""
 
+import json
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -81,3 +83,15 @@ def different(a: Path, b: Path) -> list[str]:
     assert ours.keys() == theirs.keys()
     assert ours
     return [name for name, value in ours.items() if value.tobytes() != theirs[name].tobytes()]
+
+
+def stand_in(folder: Path, program: str, versions: dict[str, str]) -> Path:
+    """A python of a peer's environment that runs `program`, whatever it is asked for, and tells these versions."""
+    (folder / "fake.py").write_text(program)
+    python = folder / "python"
+    told = json.dumps(versions)
+    python.write_text(
+        f"#!/bin/sh\nif [ \"$1\" = -c ]; then echo '{told}'; else exec {sys.executable} {folder}/fake.py; fi\n"
+    )
+    python.chmod(0o755)
+    return python
