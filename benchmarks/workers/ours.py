@@ -154,7 +154,6 @@ class DreamerUpdate:
 
     def __init__(self, spec: dict[str, Any]) -> None:
         use_cores(spec["threads"])
-        keep_memory()  # as every command of ours does
         settings = load(spec["words"])
         c, side = settings.dreamerv3, settings.image_size
         env = envs.make(settings.task, **environment_keywords(settings))
