@@ -172,7 +172,8 @@ def test_paper_size_counts_the_paper_parameters():
         in_channels=3, resolution=64, block_out_channels=(128, 256, 512), layers_per_block=2, latent_channels=64,
         norm_num_groups=32, mid_block_add_attention=False, num_vq_embeddings=8192, num_dyn_embeddings=8192,
         patch_size=4, max_att_resolution=16, context_length=2, cross_attention_dropout=0.1,
-        residual=False,
+        space_to_depth=1,
+        blend=False,
     )  # fmt: skip
     transformer = TransformerConfig(
         hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, attention_dropout=0.1,

@@ -48,7 +48,8 @@ def trained(squares, tmp_path_factory):
         num_dyn_embeddings=64,
         num_vq_embeddings=64,
         cross_attention_dropout=0.0,
-        residual=True,
+        space_to_depth=1,
+        blend=True,
     )
     transformer = dataclasses.replace(TRANSFORMER, attention_dropout=0.0)
     model = IVideoGPT(tokenizer, transformer, action_dim=0)

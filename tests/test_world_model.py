@@ -71,9 +71,9 @@ def uncached_dream(model, context, actions):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("context_length", "residual"), [(1, False), (2, False), (2, True)])
-def test_cached_dreams_equal_uncached_ones(context_length, residual):
-    model = make_model(context_length=context_length, residual=residual)
+@pytest.mark.parametrize(("context_length", "blend"), [(1, False), (2, False), (2, True)])
+def test_cached_dreams_equal_uncached_ones(context_length, blend):
+    model = make_model(context_length=context_length, blend=blend)
     clips = make_clips(batch=3, frames=6)
     context, actions = clips.frames[:, :context_length], clips.actions[:, :4]
     dream = model.imagine(context, actions, horizon=4, temperature=0)

@@ -21,7 +21,8 @@ TOKENIZER = TokenizerConfig(
     max_att_resolution=8,
     context_length=2,
     cross_attention_dropout=0.1,
-    residual=False,
+    space_to_depth=1,
+    blend=False,
 )
 TRANSFORMER = TransformerConfig(
     hidden_size=64,

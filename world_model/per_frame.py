@@ -18,15 +18,15 @@ from world_model.tokenizer import CompressiveTokenizer, TokenizerConfig
 
 
 class PerFrameTokenizer(CompressiveTokenizer):
-    """Of the sizes it takes the context branch's; `patch_size`, cross-attention and `residual` do not matter."""
+    """Of the sizes it takes the context branch's; `patch_size`, cross-attention and `blend` do not matter."""
 
     def __init__(self, config: TokenizerConfig):
-        super().__init__(replace(config, patch_size=1, residual=False))  # one token a position of the map: n = N
+        super().__init__(replace(config, patch_size=1, blend=False))  # one token a position of the map: n = N
         del self.cond_encoder, self.cond_decoder, self.quant_linear, self.post_quant_linear
 
     def encode_context(self, context: Tensor) -> tuple[Tensor, list[Memory]]:
         """Frames (B, K, 3, H, W) -> latents (B, K, N, D), and nothing to look at."""
-        h, _ = self.encoder(context.flatten(0, 1))
+        h, _ = self.encoder(self._folded(context.flatten(0, 1)))
         return self.quant_conv(h).flatten(2).transpose(1, 2).unflatten(0, context.shape[:2]), []
 
     def encode_future(self, future: Tensor, memory: list[Memory], last: Tensor) -> Tensor:
@@ -35,10 +35,8 @@ class PerFrameTokenizer(CompressiveTokenizer):
 
     def decode_context(self, codes: Tensor) -> tuple[Tensor, list[Memory]]:
         """Codes (B, K, N, D) -> frames (B, K, 3, H, W), and nothing to look at."""
-        side = self.config.context_resolution
-        h = codes.flatten(0, 1).transpose(1, 2).unflatten(2, (side, side))
-        frames, _ = self.decoder(self.post_quant_conv(h))
-        return frames.unflatten(0, codes.shape[:2]), []
+        frames, _ = self.decoder(self._context_map(codes))
+        return self._unfolded(frames).unflatten(0, codes.shape[:2]), []
 
     def decoding_memory(self, codes: Tensor) -> list[Memory]:
         """Nothing to look at."""

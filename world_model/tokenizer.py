@@ -12,11 +12,14 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from world_model.blocks import ConditionalDecoder, ConditionalEncoder, Decoder, Encoder, Memory
 from world_model.layout import TokenLayout
 from world_model.quantizer import VectorQuantizer
+
+COVER_AT_START = -2.0  # logit of how far a drawn frame covers the last context frame in a model that knows nothing
 
 
 @dataclass(frozen=True)
@@ -36,19 +39,26 @@ class TokenizerConfig:
     max_att_resolution: int  # cross-attention where the map is at most this
     context_length: int  # K
     cross_attention_dropout: float
-    residual: bool  # ours: the future branch sees and gives changes against the last context frame, not whole pictures
+    space_to_depth: int  # ours: blocks of so many pixels a side are the channels of one inside; 1 as officially
+    blend: bool  # ours: a future frame is seen beside the last context frame, and drawn over it where it differs
 
     def __post_init__(self) -> None:
         halvings = len(self.block_out_channels) - 1
-        if self.resolution % 2**halvings:
-            raise ValueError(f"resolution={self.resolution} cannot be halved {halvings} times")
+        if self.resolution % (2**halvings * self.space_to_depth):
+            folded = f" after space_to_depth={self.space_to_depth}" if self.space_to_depth > 1 else ""
+            raise ValueError(f"resolution={self.resolution} cannot be halved {halvings} times{folded}")
         if any(width % 4 for width in self.block_out_channels):
             raise ValueError(f"block_out_channels={list(self.block_out_channels)} must be multiples of 4, for 4 heads")
 
     @property
+    def inner_resolution(self) -> int:
+        """Side of the largest feature map."""
+        return self.resolution // self.space_to_depth
+
+    @property
     def context_resolution(self) -> int:
         """Side of the latent map of a context frame."""
-        return self.resolution >> (len(self.block_out_channels) - 1)
+        return self.inner_resolution >> (len(self.block_out_channels) - 1)
 
     @property
     def dynamics_resolution(self) -> int:
@@ -97,9 +107,13 @@ class CompressiveTokenizer(nn.Module):
             dropout=config.cross_attention_dropout,
         )
         mid = config.mid_block_add_attention
-        self.encoder = Encoder(config.in_channels, latent, **plain, mid_attention=mid)
+        block = config.space_to_depth**2
+        pictures = config.in_channels * block
+        # With `blend` the future branch sees the change and the frame, and gives a frame and where it covers.
+        seen, given = (2 * pictures, pictures + block) if config.blend else (pictures, pictures)
+        self.encoder = Encoder(pictures, latent, **plain, mid_attention=mid)
         self.cond_encoder = ConditionalEncoder(
-            config.in_channels, latent, **plain, resolution=config.resolution, **conditional
+            seen, latent, **plain, resolution=config.inner_resolution, **conditional
         )
         self.quant_conv = nn.Conv2d(latent, latent, 1)
         self.quantize = VectorQuantizer(config.num_vq_embeddings, latent)
@@ -107,18 +121,28 @@ class CompressiveTokenizer(nn.Module):
         self.quant_linear = nn.Linear(latent * p * p, latent)
         self.dynamics_quantize = VectorQuantizer(config.num_dyn_embeddings, latent)
         self.post_quant_linear = nn.Linear(latent, latent * p * p)
-        self.decoder = Decoder(latent, config.in_channels, **plain, mid_attention=mid)
+        self.decoder = Decoder(latent, pictures, **plain, mid_attention=mid)
         self.cond_decoder = ConditionalDecoder(
-            latent, config.in_channels, **plain, resolution=config.context_resolution, **conditional
+            latent, given, **plain, resolution=config.context_resolution, **conditional
         )
-        if config.residual:  # at the start every future frame is nearly a copy of the last context frame
-            nn.init.normal_(self.cond_decoder.conv_out.weight, std=0.01)  # not zero: that starves the encoder for long
+        if config.blend:  # at the start every future frame is grey that hardly covers the last context frame
+            with torch.no_grad():
+                self.cond_decoder.conv_out.bias[:pictures] = 0.5
+                self.cond_decoder.conv_out.bias[pictures:] = COVER_AT_START
+
+    def _folded(self, frames: Tensor) -> Tensor:
+        """(P, C, H, W) -> (P, C s s, H / s, W / s)."""
+        return F.pixel_unshuffle(frames, self.config.space_to_depth)
+
+    def _unfolded(self, frames: Tensor) -> Tensor:
+        """The inverse of `_folded`."""
+        return F.pixel_shuffle(frames, self.config.space_to_depth)
 
     # -- the four halves ---------------------------------------------------------------------------------------------
 
     def encode_context(self, context: Tensor) -> tuple[Tensor, list[Memory]]:
         """Context frames (B, K, 3, H, W) -> latents (B, K, N, D) and what future frames look at while encoding."""
-        h, features = self.encoder(context.flatten(0, 1))
+        h, features = self.encoder(self._folded(context.flatten(0, 1)))
         latents = self.quant_conv(h).flatten(2).transpose(1, 2)  # (B K, N, D)
         clips = context.shape[:2]
         return latents.unflatten(0, clips), self.cond_encoder.memory([f.unflatten(0, clips) for f in features])
@@ -126,12 +150,12 @@ class CompressiveTokenizer(nn.Module):
     def encode_future(self, future: Tensor, memory: list[Memory], last: Tensor) -> Tensor:
         """Future frames (B, F, 3, H, W) -> latents (B, F, n, D).
 
-        `last`, the last context frame (B, 3, H, W), is what changes are taken against in a `residual` model.
+        `last`, the last context frame (B, 3, H, W), is what a `blend` model compares them with.
         """
         p = self.config.patch_size
-        if self.config.residual:
-            future = future - last[:, None]
-        h = self.cond_encoder(future.flatten(0, 1), memory)  # (B F, C, H', W')
+        if self.config.blend:
+            future = torch.cat([future - last[:, None], future], dim=2)
+        h = self.cond_encoder(self._folded(future.flatten(0, 1)), memory)  # (B F, C, H', W')
         h = h.unflatten(3, (-1, p)).unflatten(2, (-1, p))  # (B F, C, h, p, w, p)
         h = h.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)  # (B F, n, p p C)
         return self.quant_linear(h).unflatten(0, future.shape[:2])
@@ -140,7 +164,7 @@ class CompressiveTokenizer(nn.Module):
         """Quantized context (B, K, N, D) -> frames (B, K, 3, H, W) and what future frames look at while decoding."""
         frames, features = self.decoder(self._context_map(codes))
         clips = codes.shape[:2]
-        return frames.unflatten(0, clips), self.cond_decoder.memory([f.unflatten(0, clips) for f in features])
+        return self._unfolded(frames).unflatten(0, clips), self.cond_decoder.memory([f.unflatten(0, clips) for f in features])
 
     def decoding_memory(self, codes: Tensor) -> list[Memory]:
         """As `decode_context`, without the frames and the maps that only they need."""
@@ -155,15 +179,17 @@ class CompressiveTokenizer(nn.Module):
     def decode_future(self, codes: Tensor, memory: list[Memory] | None, last: Tensor) -> Tensor:
         """Quantized future (B, F, n, D) -> frames (B, F, 3, H, W).
 
-        `last`, the last context frame (B, 3, H, W), is what changes are added to in a `residual` model. Without
-        `memory` the cross-attention is left out: what the tokens say of a frame by themselves.
+        `last`, the last context frame (B, 3, H, W), is what a `blend` model draws over. Without `memory` the cross-attention is left out: what the tokens say of a frame by themselves.
         """
         p, side = self.config.patch_size, self.config.dynamics_resolution
         h = self.post_quant_linear(codes.flatten(0, 1))  # (B F, n, p p C)
         h = h.unflatten(2, (p, p, -1)).unflatten(1, (side, side))  # (B F, h, w, p, p, C)
         h = h.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)  # (B F, C, H', W')
-        frames = self.cond_decoder(h, memory).unflatten(0, codes.shape[:2])
-        return frames + last[:, None] if self.config.residual else frames
+        frames = self._unfolded(self.cond_decoder(h, memory)).unflatten(0, codes.shape[:2])
+        if not self.config.blend:
+            return frames
+        frames, cover = frames.split([self.config.in_channels, 1], dim=2)
+        return torch.lerp(last[:, None].to(frames.dtype), frames, cover.sigmoid())
 
     # -- frames to tokens and back -----------------------------------------------------------------------------------
 
@@ -198,8 +224,8 @@ class CompressiveTokenizer(nn.Module):
     def detokenize(self, tokens: Tensor) -> Tensor:
         """Tokens int64 (B, L) -> frames float (B, T, 3, H, W), not clamped.
 
-        All there is here are tokens, so a `residual` model adds changes to the decoded context frame; a dream, which
-        knows the real one, adds them to that.
+        All there is here are tokens, so a `blend` model draws over the decoded context frame; a dream, which knows the
+        real one, draws over that.
         """
         context_ids, dynamics_ids = self.layout.split(tokens)
         context, memory = self.decode_context(self.quantize.embedding(context_ids))
@@ -212,7 +238,7 @@ class CompressiveTokenizer(nn.Module):
         """Dynamics tokens (B, F, n), ids of their codebook -> frames (B, F, 3, H, W) without a look at the context.
 
         Shows what the dynamics tokens hold and what comes from the context (iVideoGPT, arXiv 2405.15223).
-        The changes of a `residual` model are added to grey.
+        A `blend` model draws over grey.
         """
         size = self.config.resolution
         codes = self.dynamics_quantize.embedding(dynamics_ids)

@@ -45,7 +45,8 @@ TOKENIZER_DEFAULTS: dict[str, Any] = dict(
     max_att_resolution=32,
     context_length=1,
     cross_attention_dropout=0.1,
-    residual=False,
+    space_to_depth=1,
+    blend=False,
 )
 TRANSFORMER_DEFAULTS: dict[str, Any] = dict(
     hidden_size=4096,
@@ -119,6 +120,8 @@ def read_configs(folder: str | Path, context_length: int | None = None) -> tuple
                 f"{folder} was trained with {stored} context frames; context_length={context_length} is not possible"
             )
         raw["context_length"] = context_length
+    if raw.get("residual"):
+        raise WeightsError(f"{folder} holds a `residual` tokenizer, which there is no more: pre-train it anew")
     tokenizer = _config(TokenizerConfig, raw, TOKENIZER_DEFAULTS)
     raw = _read_json(folder / "transformer/config.json")
     transformer = _config(TransformerConfig, raw, TRANSFORMER_DEFAULTS)
@@ -226,7 +229,7 @@ def _to_official(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def save(model: IVideoGPT, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
     """Write `model` to `folder` in the official layout, its weights as `dtype`. Not atomic.
 
-    The official code loads it; a `residual` tokenizer (ours) it would decode wrongly, without the frame to add to.
+    The official code loads it; a `blend` or `space_to_depth` tokenizer (ours) it does not know.
     """
     folder = Path(folder)
     for name in ("tokenizer", "transformer"):
@@ -243,7 +246,7 @@ def save(model: IVideoGPT, folder: str | Path, dtype: torch.dtype = torch.float3
         "vq_embed_dim": None,
         **asdict(tokenizer),
     }
-    for key in ("cross_attention_dropout", "residual"):  # ours: the official config has no such keys
+    for key in ("cross_attention_dropout", "space_to_depth", "blend"):  # ours: the official config has no such keys
         if tokenizer_json[key] == TOKENIZER_DEFAULTS[key]:
             del tokenizer_json[key]
     transformer_json = {
