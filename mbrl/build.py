@@ -119,9 +119,10 @@ def check_world(settings: Settings) -> None:
             raise UserError(f"world_model.learner.{name}={length} must be more than {context}")
 
 
-def beyond_the_start(learner: LearnerConfig) -> LearnerConfig:
+def beyond_the_start(learner: LearnerConfig, new_transformer: bool = False) -> LearnerConfig:
     """The keys of a learner whose model does not start at random: its codes are in use, and none of them is dead."""
-    return dataclasses.replace(learner, quantize_after=0, revive_codes_until=0)
+    embed_codes = learner.embed_codes and new_transformer
+    return dataclasses.replace(learner, quantize_after=0, revive_codes_until=0, embed_codes=embed_codes)
 
 
 def make_world(settings: Settings, action_dim: int, device: torch.device) -> WorldModelLearner:

@@ -110,7 +110,11 @@ class Pretraining:
         self.train_data.sample(1, longest, np.random.default_rng(0))  # says now if no episode is long enough
         torch.manual_seed(stream_seed(s.seed, "weights"))
         model = self._make_model().to(self.device)
-        learner = s.learner if s.start_from == "none" else beyond_the_start(s.learner)
+        learner = s.learner
+        if s.start_from != "none":
+            learner = beyond_the_start(learner, new_transformer=s.transformer != "auto")
+        if s.sharded and learner.embed_codes:
+            raise UserError("learner.embed_codes=true needs whole embeddings: set it or sharded to false")
         if self.stages.get("transformer"):
             check_codes_are_used(learner, self.stages.get("tokenizer", 0))
         seed = stream_seed(s.seed, "world_model")

@@ -352,3 +352,46 @@ def test_token_noise_touches_dynamics_tokens_alone():
     assert changed.max() > 0.6
     clean = WorldModelLearner(model, LEARNER, seed=0)
     assert clean._noisy(tokens) is tokens
+
+
+def test_a_new_transformer_begins_with_the_codes():
+    """Tokens with like codes have like embeddings, actions are heard, and it happens once."""
+    model = make_model()
+    torch.nn.init.zeros_(model.action_linear.weight)
+    codebook, layout = model.tokenizer.dynamics_quantize.embedding.weight, model.layout
+    with torch.no_grad():
+        codebook.normal_()
+        codebook[1] = codebook[0] + 0.01
+    learner = WorldModelLearner(model, dataclasses.replace(LEARNER, embed_codes=True, transformer_lr=0.0), seed=0)
+    embedding = model.transformer.embedding.weight
+    before = embedding.detach().clone()
+    learner.update(clips=make_clips())
+    first = layout.first_dynamics_id
+    words = embedding[first : first + layout.dynamics_codes]
+    distances = torch.cdist(words, words)
+    assert distances[0, 1] < 0.6 * distances[0, 2:].min()
+    assert 0.8 < words.std() / before[first : first + layout.dynamics_codes].std() < 1.25
+    assert torch.equal(embedding[layout.scf :], before[layout.scf :]), "slots stand for no code"
+    assert torch.equal(model.transformer.head.weight, embedding)
+    assert model.action_linear.weight.any()
+    after = embedding.detach().clone()
+    learner.update(clips=make_clips())
+    assert torch.equal(embedding, after)
+
+
+def test_folded_pixels_keep_their_places():
+    """A frame that is the last one again is given back pixel by pixel where nothing covers it."""
+    model = make_model(blend=True, space_to_depth=2, block_out_channels=(8, 16, 16))
+    conv = model.tokenizer.cond_decoder.conv_out
+    with torch.no_grad():
+        conv.weight.zero_()
+        conv.bias[-4:] = -100.0
+    frames = make_clips().frames
+    assert torch.allclose(model.tokenizer(frames).future, frames[:, 1:2].expand(-1, frames.shape[1] - 2, -1, -1, -1))
+    with torch.no_grad():
+        conv.bias[-4:] = torch.tensor([100.0, -100.0, -100.0, -100.0])  # of each block the first pixel is drawn anew
+        conv.bias[:12] = torch.arange(3).repeat_interleave(4) / 2
+    drawn = model.tokenizer(frames).future
+    colour = torch.tensor([0.0, 0.5, 1.0]).view(3, 1, 1)
+    assert torch.allclose(drawn[..., ::2, ::2], colour.expand_as(drawn[..., ::2, ::2]))
+    assert torch.allclose(drawn[..., 1::2, :], frames[:, 1:2, :, 1::2].expand_as(drawn[..., 1::2, :]))

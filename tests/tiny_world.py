@@ -50,6 +50,7 @@ LEARNER = LearnerConfig(
     reward_weight=1.0,
     token_noise=0.0,
     sampled_future_frames=2,
+    embed_codes=False,
     freeze_codebooks=False,
     quantize_after=0,
     revive_codes_until=0,

@@ -62,6 +62,7 @@ class LearnerConfig:
     reward_weight: float
     token_noise: float  # most of the dynamics tokens it reads that are replaced by random ones; 0 as officially
     sampled_future_frames: int  # F, future frames of a clip that the tokenizer reconstructs in one update
+    embed_codes: bool  # a transformer that has learned nothing begins with the tokenizer's codes; false as officially
     freeze_codebooks: bool  # as officially when starting from pre-trained weights
     quantize_after: int  # tokenizer updates as a plain autoencoder before codes are used; 0 as officially
     revive_codes_until: int  # updates after that during which unused codes are restarted; 0 never, as officially
@@ -270,6 +271,8 @@ class WorldModelLearner:
         return {f"{name}_codes_used": share, f"{name}_perplexity": perplexity}
 
     def _update_transformer(self, clips: Clips | TokenClips) -> dict[str, Tensor]:
+        if self.config.embed_codes and not self.updates["transformer"]:
+            self.model.begin(self.generator)
         with self.autocast():
             tokens = clips.tokens if isinstance(clips, TokenClips) else self.model.tokens(clips.frames)[0]
         batch = (self._noisy(tokens), self.model.layout.labels(tokens), clips.actions, clips.rewards)

@@ -22,6 +22,8 @@ from world_model.layout import IGNORE
 from world_model.tokenizer import CompressiveTokenizer, TokenizerConfig
 from world_model.transformer import Transformer, TransformerConfig
 
+ALIKE = 0.9  # of the variance of a new transformer's embeddings: what tokens with like codes have in common
+
 
 def symlog(x: Tensor) -> Tensor:
     """sign(x) ln(1 + |x|): rewards of any size on one scale (Hafner et al., arXiv 2301.04104)."""
@@ -72,6 +74,28 @@ class IVideoGPT(nn.Module):
             if head is not None:
                 nn.init.zeros_(head.weight)
                 nn.init.zeros_(head.bias)
+
+    @torch.no_grad()
+    def begin(self, generator: torch.Generator) -> None:
+        """What helps a transformer that has learned nothing, once the tokenizer has (docs/pretraining.md).
+
+        Tokens that look alike are read and written alike: their embeddings become projections of their codes, beside a
+        part of their own. And actions are heard from the first update on.
+        """
+        embedding, first = self.transformer.embedding.weight, 0
+        for codebook in (self.tokenizer.quantize, self.tokenizer.dynamics_quantize):
+            codes = codebook.embedding.weight
+            rows = embedding[first : first + len(codes)]
+            first += len(codes)
+            mean = rows.mean(0)
+            own = rows - mean
+            into = torch.randn(codes.shape[1], rows.shape[1], generator=generator, device=codes.device)
+            alike = (codes - codes.mean(0)) / codes.std(0).clamp_min(1e-6) @ into
+            alike *= own.std() / alike.std()
+            rows.copy_(mean + ALIKE**0.5 * alike + (1 - ALIKE) ** 0.5 * own)
+        self.transformer.head.weight.copy_(embedding)
+        if self.action_linear is not None:
+            self.action_linear.weight.normal_(std=float(own.std()), generator=generator)
 
     @property
     def device(self) -> torch.device:

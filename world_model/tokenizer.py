@@ -112,9 +112,7 @@ class CompressiveTokenizer(nn.Module):
         # With `blend` the future branch sees the change and the frame, and gives a frame and where it covers.
         seen, given = (2 * pictures, pictures + block) if config.blend else (pictures, pictures)
         self.encoder = Encoder(pictures, latent, **plain, mid_attention=mid)
-        self.cond_encoder = ConditionalEncoder(
-            seen, latent, **plain, resolution=config.inner_resolution, **conditional
-        )
+        self.cond_encoder = ConditionalEncoder(seen, latent, **plain, resolution=config.inner_resolution, **conditional)
         self.quant_conv = nn.Conv2d(latent, latent, 1)
         self.quantize = VectorQuantizer(config.num_vq_embeddings, latent)
         self.post_quant_conv = nn.Conv2d(latent, latent, 1)
@@ -126,9 +124,8 @@ class CompressiveTokenizer(nn.Module):
             latent, given, **plain, resolution=config.context_resolution, **conditional
         )
         if config.blend:  # at the start every future frame is grey that hardly covers the last context frame
-            with torch.no_grad():
-                self.cond_decoder.conv_out.bias[:pictures] = 0.5
-                self.cond_decoder.conv_out.bias[pictures:] = COVER_AT_START
+            start = torch.cat([torch.full((pictures,), 0.5), torch.full((block,), COVER_AT_START)])
+            self.cond_decoder.conv_out.bias = nn.Parameter(start)
 
     def _folded(self, frames: Tensor) -> Tensor:
         """(P, C, H, W) -> (P, C s s, H / s, W / s)."""
@@ -164,7 +161,9 @@ class CompressiveTokenizer(nn.Module):
         """Quantized context (B, K, N, D) -> frames (B, K, 3, H, W) and what future frames look at while decoding."""
         frames, features = self.decoder(self._context_map(codes))
         clips = codes.shape[:2]
-        return self._unfolded(frames).unflatten(0, clips), self.cond_decoder.memory([f.unflatten(0, clips) for f in features])
+        return self._unfolded(frames).unflatten(0, clips), self.cond_decoder.memory(
+            [f.unflatten(0, clips) for f in features]
+        )
 
     def decoding_memory(self, codes: Tensor) -> list[Memory]:
         """As `decode_context`, without the frames and the maps that only they need."""
@@ -179,7 +178,8 @@ class CompressiveTokenizer(nn.Module):
     def decode_future(self, codes: Tensor, memory: list[Memory] | None, last: Tensor) -> Tensor:
         """Quantized future (B, F, n, D) -> frames (B, F, 3, H, W).
 
-        `last`, the last context frame (B, 3, H, W), is what a `blend` model draws over. Without `memory` the cross-attention is left out: what the tokens say of a frame by themselves.
+        `last`, the last context frame (B, 3, H, W), is what a `blend` model draws over. Without `memory` the
+        cross-attention is left out: what the tokens say of a frame by themselves.
         """
         p, side = self.config.patch_size, self.config.dynamics_resolution
         h = self.post_quant_linear(codes.flatten(0, 1))  # (B F, n, p p C)
