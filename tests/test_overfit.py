@@ -52,7 +52,7 @@ def by_heart(tokenizer: TokenizerConfig, clips: Clips, action_dim: int) -> IVide
         warmup_updates=10,
         sampled_future_frames=future.shape[1],
         quantize_after=AS_AUTOENCODER,
-        revive_codes_until=10,
+        revive_codes_until=60,
         mse_weight=5.0,
     )
     learner = WorldModelLearner(model, config, seed=0)
