@@ -55,7 +55,7 @@ def trained(squares, tmp_path_factory):
     model = IVideoGPT(tokenizer, transformer, action_dim=0)
     config = dataclasses.replace(
         LEARNER,
-        tokenizer_lr=5e-3,
+        tokenizer_lr=3e-3,
         transformer_lr=3e-3,
         warmup_updates=10,
         decay_updates=120,
@@ -63,7 +63,6 @@ def trained(squares, tmp_path_factory):
         quantize_after=30,
         revive_codes_until=60,
         mse_weight=5.0,
-        motion_weight=1.0,
     )
     learner = WorldModelLearner(model, config, seed=0)
     data = ClipDataset(squares).windows(np.arange(4), np.zeros(4, int), FRAMES)
