@@ -47,7 +47,7 @@ def by_heart(tokenizer: TokenizerConfig, clips: Clips, action_dim: int) -> IVide
     config = dataclasses.replace(
         LEARNER,
         segment_length=clips.frames.shape[1],
-        tokenizer_lr=3e-3,
+        tokenizer_lr=1e-3,
         transformer_lr=3e-3,
         warmup_updates=10,
         sampled_future_frames=future.shape[1],
