@@ -167,6 +167,15 @@ def test_checkpoint_of_other_sizes_is_refused(tmp_path):
         IVideoGPT.from_pretrained(TINY, action_dim=5)
 
 
+def test_a_residual_tokenizer_of_earlier_versions_is_refused(tmp_path):
+    """Its weights have the shapes of another kind, and would load."""
+    shutil.copytree(TINY, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "tokenizer/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"residual": True}))
+    with pytest.raises(WeightsError, match="pre-train it anew"):
+        IVideoGPT.from_pretrained(tmp_path)
+
+
 def test_paper_size_counts_the_paper_parameters():
     tokenizer = TokenizerConfig(
         in_channels=3, resolution=64, block_out_channels=(128, 256, 512), layers_per_block=2, latent_channels=64,

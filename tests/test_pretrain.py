@@ -133,6 +133,7 @@ def test_clips_without_actions_with_the_goal_first(data, tmp_path, typed):
     ("word", "said"),
     [
         ("data=nowhere", "nowhere holds no train episodes"),
+        ("sharded=true", "learner.embed_codes=true needs whole embeddings"),
         ("start_from=nowhere", "nowhere: there is no such folder"),
         ("schedule=papr-tokenizer", "unknown schedule 'papr-tokenizer'; did you mean 'paper-tokenizer'"),
         (
