@@ -6,9 +6,11 @@ Two episodes a format. Frame t of episode e is one colour, (60 e + 40, 40 t, 120
 numbers, so that a test sees whether a reader mixes anything up.
 """
 
+import importlib.machinery
 import io
 import json
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -179,63 +181,25 @@ def ssv2() -> None:
 
 
 def lerobot() -> None:
-    """As huggingface/lerobot's dataset_writer.py lays out v3.0: both episodes in one table and one MP4."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    """Both episodes in one table and one AV1 video, as the library decides."""
+    for name in ("torchvision", "torchvision.transforms"):  # for reading; it has no release beside this torch
+        sys.modules[name] = types.ModuleType(name)
+        sys.modules[name].__spec__ = importlib.machinery.ModuleSpec(name, None)
+    sys.modules["torchvision"].transforms = sys.modules["torchvision.transforms"]
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-    folder, camera, fps = HERE / "lerobot", "observation.images.top", 10
-    names = {"data": "data", "episodes": "meta/episodes", "video": f"videos/{camera}"}
-    for place in names.values():
-        (folder / place / "chunk-000").mkdir(parents=True, exist_ok=True)
-    total = length(0) + length(1)
+    folder, camera = HERE / "lerobot", "observation.images.top"
     features = {
-        camera: {"dtype": "video", "shape": [HEIGHT, WIDTH, 3], "names": ["height", "width", "channels"]},
-        "action": {"dtype": "float32", "shape": [3], "names": None},
-        "next.reward": {"dtype": "float32", "shape": [1], "names": None},
-        **{name: {"dtype": "int64", "shape": [1], "names": None} for name in ("episode_index", "frame_index", "index")},
-        "timestamp": {"dtype": "float32", "shape": [1], "names": None},
+        camera: {"dtype": "video", "shape": (HEIGHT, WIDTH, 3), "names": ["height", "width", "channels"]},
+        "action": {"dtype": "float32", "shape": (3,), "names": None},
+        "next.reward": {"dtype": "float32", "shape": (1,), "names": None},
     }
-    info = {
-        "codebase_version": "v3.0",
-        "fps": fps,
-        "total_episodes": 2,
-        "total_frames": total,
-        "chunks_size": 1000,
-        "splits": {"train": "0:2"},
-        "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
-        "video_path": "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
-        "features": features,
-    }
-    (folder / "meta/info.json").write_text(json.dumps(info, indent=1))
-    place = [(e, t) for e in range(2) for t in range(length(e))]
-    columns = {
-        "action": pa.array(np.concatenate([actions(e) for e in range(2)]).tolist(), pa.list_(pa.float32(), 3)),
-        "next.reward": pa.array(np.concatenate([rewards(e) for e in range(2)])),
-        "episode_index": pa.array([e for e, _ in place]),
-        "frame_index": pa.array([t for _, t in place]),
-        "index": pa.array(list(range(total))),
-        "timestamp": pa.array([t / fps for _, t in place], pa.float32()),
-    }
-    pq.write_table(pa.table(columns), folder / "data/chunk-000/file-000.parquet", compression="snappy")
-    episodes = [
-        {
-            "episode_index": e,
-            "tasks": ["do it"],
-            "length": length(e),
-            "dataset_from_index": e * length(0),
-            "dataset_to_index": length(0) + e * length(1),
-            "data/chunk_index": 0,
-            "data/file_index": 0,
-            f"videos/{camera}/chunk_index": 0,
-            f"videos/{camera}/file_index": 0,
-            f"videos/{camera}/from_timestamp": e * length(0) / fps,
-            f"videos/{camera}/to_timestamp": (length(0) + e * length(1)) / fps,
-        }
-        for e in range(2)
-    ]
-    pq.write_table(pa.Table.from_pylist(episodes), folder / "meta/episodes/chunk-000/file-000.parquet")
-    video = np.concatenate([frames(0), frames(1)])
-    encode(video, "mp4", "libx264", str(folder / names["video"] / "chunk-000/file-000.mp4"), crf="10", g="2")
+    dataset = LeRobotDataset.create("toy/robot", fps=10, features=features, root=folder)
+    for e in range(2):
+        for picture, action, reward in zip(frames(e), actions(e), rewards(e), strict=True):
+            dataset.add_frame({camera: picture, "action": action, "next.reward": reward[None], "task": "do it"})
+        dataset.save_episode(parallel_encoding=False)
+    dataset.finalize()
 
 
 if __name__ == "__main__":
