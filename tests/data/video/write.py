@@ -182,7 +182,7 @@ def ssv2() -> None:
 
 def lerobot() -> None:
     """Both episodes in one table and one AV1 video, as the library decides."""
-    for name in ("torchvision", "torchvision.transforms"):  # for reading; it has no release beside this torch
+    for name in ("torchvision", "torchvision.transforms"):  # it reads with them; the releases it asks for need an older torch
         sys.modules[name] = types.ModuleType(name)
         sys.modules[name].__spec__ = importlib.machinery.ModuleSpec(name, None)
     sys.modules["torchvision"].transforms = sys.modules["torchvision.transforms"]
