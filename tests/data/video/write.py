@@ -182,7 +182,8 @@ def ssv2() -> None:
 
 def lerobot() -> None:
     """Both episodes in one table and one AV1 video, as the library decides."""
-    for name in ("torchvision", "torchvision.transforms"):  # it reads with them; the releases it asks for need an older torch
+    # LeRobot reads with torchvision, and the releases that it asks for need an older torch.
+    for name in ("torchvision", "torchvision.transforms"):
         sys.modules[name] = types.ModuleType(name)
         sys.modules[name].__spec__ = importlib.machinery.ModuleSpec(name, None)
     sys.modules["torchvision"].transforms = sys.modules["torchvision.transforms"]
