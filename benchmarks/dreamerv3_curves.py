@@ -89,24 +89,42 @@ def table(curves: dict[str, list[Curves]]) -> str:
     for side, seeds in curves.items():
         shares = " ".join(f"{c.evaluated[-1, 0] / c.evaluated[-1, 2]:.2f}" for c in seeds)
         lines.append(f"return / best return at the last evaluation, {side}: {shares}")
-    if len(official) > 3:
-        held = held_by_halves(official)
-        lines.append(
-            f"half of the official seeds hold the mean of the others at {np.mean(held):.1f} of {len(official[0])} "
-            f"evaluations on average, {min(held)} to {max(held)}"
-        )
+    if len(official) == len(ours) > 3:
+        for side, scores in (("ours", ours), ("official", official)):
+            held = held_by_threes(official, scores)
+            lines.append(
+                f"three official seeds hold the mean of three of {side} at {np.mean(held):.1f} of {len(official[0])} "
+                f"evaluations on average, at all in {sum(n == len(official[0]) for n in held)} of {len(held)} choices"
+            )
+        lines.append(f"permutation test of all evaluations at once: p = {permutation_p(official, ours):.2f}")
     return "\n".join(lines)
 
 
-def held_by_halves(scores: Array) -> list[int]:
-    """What to expect of a method beside itself: scores (S, P) -> for every way to halve the seeds, at how many of the P
-    evaluations the mean of one half lies within the range of the other."""
-    seeds = range(len(scores))
+def held_by_threes(official: Array, others: Array) -> list[int]:
+    """Scores (S, P), (T, P) -> for every choice of three seeds a side, at how many of the P evaluations the mean of the
+    others lies within the range of the official ones. With `official` twice: what to expect of a method beside itself."""
     counts = []
-    for half in itertools.combinations(seeds, len(scores) // 2):
-        others = scores[[seed for seed in seeds if seed not in half]].mean(0)
-        counts.append(int(((scores[[*half]].min(0) <= others) & (others <= scores[[*half]].max(0))).sum()))
+    for band in map(list, itertools.combinations(range(len(official)), 3)):
+        low, high = official[band].min(0), official[band].max(0)
+        rest = [i for i in range(len(others)) if others is not official or i not in band]
+        for mean in (others[list(three)].mean(0) for three in itertools.combinations(rest, 3)):
+            counts.append(int(((low <= mean) & (mean <= high)).sum()))
     return counts
+
+
+def permutation_p(official: Array, ours: Array) -> float:
+    """How often seeds (S, P), (S, P) dealt to the two sides at random differ as much as these do: the largest |t| of
+    the P evaluations, over every way to deal. Small when the methods differ at any evaluation."""
+    both, size = np.concatenate([official, ours]), len(official)
+
+    def largest_t(side: tuple[int, ...]) -> float:
+        chosen = np.isin(np.arange(len(both)), side)
+        a, b = both[chosen], both[~chosen]
+        error = np.sqrt((a.var(0, ddof=1) + b.var(0, ddof=1)) / size)
+        return float((np.abs(a.mean(0) - b.mean(0)) / error).max())
+
+    dealt = [largest_t(side) for side in itertools.combinations(range(len(both)), size)]
+    return float(np.mean(np.array(dealt) >= dealt[0] - 1e-9))
 
 
 def draw(curves: dict[str, list[Curves]]) -> Figure:

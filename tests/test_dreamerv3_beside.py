@@ -101,10 +101,23 @@ def test_both_play_the_same_episodes(typed: Command, tmp_path: Path, peer: tuple
     assert "holds a run already" in error
 
 
-def test_halves_of_the_seeds():
-    scores = np.array([[0.0, 1.0], [0.0, 2.0], [0.0, 3.0], [0.0, 10.0]])
-    # By the first: all equal. By the second: only {1, 10} and {2, 10} hold the mean of the others, 2.5 and 2.
-    assert sorted(dreamerv3_curves.held_by_halves(scores)) == [1, 1, 1, 1, 2, 2]
+def test_three_seeds_hold_three():
+    scores = np.array([[0.0, 1.0], [0.0, 2.0], [0.0, 3.0], [0.0, 10.0], [0.0, 11.0], [0.0, 12.0]])
+    # At the first evaluation all are equal. At the second {1, 2, 12} hold the mean of the others, {1, 2, 3} do not.
+    held = dreamerv3_curves.held_by_threes(scores, scores)
+    assert (len(held), min(held), max(held)) == (20, 1, 2)
+    low, high = np.array([[0.0], [1.0], [2.0]]), np.array([[0.5], [1.5], [3.0], [9.0]])
+    # Three of `high` have the means 1.67, 3.67, 4.17 and 4.5: one lies within 0 and 2.
+    assert sorted(dreamerv3_curves.held_by_threes(low, high)) == [0, 0, 0, 1]
+
+
+def test_permutations_tell_two_methods_apart():
+    generator = np.random.default_rng(0)
+    one, other = generator.normal(size=(2, 4, 3))
+    assert dreamerv3_curves.permutation_p(one, other) > 0.1
+    other[:, 1] += 10
+    # Of the 70 ways to deal 8 seeds, only the true one and its mirror part them.
+    assert dreamerv3_curves.permutation_p(one, other) == pytest.approx(2 / 70)
 
 
 def test_speed_is_measured_in_turn(typed: Command, tmp_path: Path, peer: tuple[str, ...]):
