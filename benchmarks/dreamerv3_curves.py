@@ -101,8 +101,12 @@ def table(curves: dict[str, list[Curves]]) -> str:
 
 
 def held_by_threes(official: Array, others: Array) -> list[int]:
-    """Scores (S, P), (T, P) -> for every choice of three seeds a side, at how many of the P evaluations the mean of the
-    others lies within the range of the official ones. With `official` twice: what to expect of a method beside itself."""
+    """For every choice of three seeds a side, at how many evaluations the official range holds the mean of the others.
+
+    Args:
+        official, others: scores (S, P), (T, P) of seeds at P evaluations. The same array twice tells what to expect of a
+            method beside itself: no seed is on both sides then.
+    """
     counts = []
     for band in map(list, itertools.combinations(range(len(official)), 3)):
         low, high = official[band].min(0), official[band].max(0)
@@ -113,8 +117,10 @@ def held_by_threes(official: Array, others: Array) -> list[int]:
 
 
 def permutation_p(official: Array, ours: Array) -> float:
-    """How often seeds (S, P), (S, P) dealt to the two sides at random differ as much as these do: the largest |t| of
-    the P evaluations, over every way to deal. Small when the methods differ at any evaluation."""
+    """Share of all ways to deal the seeds, scores (S, P) and (S, P), to two sides that differ at least as much as these.
+
+    What differs is the largest |t| of the P evaluations; the share is small when the methods differ at any of them.
+    """
     both, size = np.concatenate([official, ours]), len(official)
 
     def largest_t(side: tuple[int, ...]) -> float:
