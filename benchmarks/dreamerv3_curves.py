@@ -104,7 +104,7 @@ def held_by_threes(official: Array, others: Array) -> list[int]:
     """For every choice of three seeds a side, at how many evaluations the official range holds the mean of the others.
 
     Args:
-        official, others: scores (S, P), (T, P) of seeds at P evaluations. The same array twice tells what to expect of a
+        official, others: scores (S, P), (T, P) of seeds at P evaluations. The same array twice: what to expect of a
             method beside itself: no seed is on both sides then.
     """
     counts = []
@@ -117,7 +117,7 @@ def held_by_threes(official: Array, others: Array) -> list[int]:
 
 
 def permutation_p(official: Array, ours: Array) -> float:
-    """Share of all ways to deal the seeds, scores (S, P) and (S, P), to two sides that differ at least as much as these.
+    """Share of all ways to deal the seeds, scores (S, P) and (S, P), to two sides that differ as much as these or more.
 
     What differs is the largest |t| of the P evaluations; the share is small when the methods differ at any of them.
     """
