@@ -119,9 +119,12 @@ def test_the_curves_differ_in_what_they_say():
     made = [load([*would_run(command)[3:], "device=cpu"]) for command in curves]
     assert [(s.agent, s.variant, s.drqv2.guide_schedule == "0") for s in made] == [
         ("mbpo", "", False),
+        ("mbpo", "one-thread", False),
+        ("mbpo", "", False),
+        ("drqv2", "", False),
         ("mbpo", "scratch", False),
         ("mbpo", "fading", False),
-        ("drqv2", "", False),
+        ("drqv2", "fading", False),
         ("mbpo", "no-guide", True),
         ("drqv2", "no-guide", True),
     ]
