@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from synthetic import compared, run, two_tasks, words
 from tiny import Command, copy_of
 
@@ -114,6 +115,17 @@ def test_the_page_stands_alone(typed: Command, runs: Path) -> None:
     # Every colour of a method comes from the page, so that it can be light or dark.
     assert not [colour for colour in figures.STAND_INS if colour in text]
     assert "var(--method-0)" in text
+
+
+@pytest.mark.parametrize("name", ["mbpo", "mbpo-with-one-thread", "mbpo-with-a-very-long-name-of-its-variant"])
+def test_the_legend_is_as_wide_as_the_picture_at_most(name: str) -> None:
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    handles = [figure.subplots().plot([], [], label=f"{name}-{i}")[0] for i in range(6)]
+    legend = figures.legend_below(figure, handles)
+    assert figure.legends == [legend]
+    figure.draw_without_rendering()
+    extent = legend.get_window_extent()
+    assert 0 <= extent.x0 < extent.x1 <= figure.bbox.width
 
 
 def test_a_report_is_replaced_whole_or_not_at_all(typed: Command, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,8 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from mbrl.report.comparison import Comparison, Improvement, Line
@@ -120,10 +122,22 @@ def overview(comparison: Comparison, y_label: str) -> bytes:
         grid[0].plot([], [], color=style.colour[name], ls=style.stroke[name], label=name)[0]
         for name in comparison.methods
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=FONT_SIZE)
+    legend_below(figure, handles)
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=150)
     return file.getvalue()
+
+
+def legend_below(figure: Figure, handles: Sequence[Line2D]) -> Legend:
+    """A legend under the panels, in as many columns, four at most, as the figure is wide enough for."""
+    for columns in (4, 3, 2):
+        legend = figure.legend(
+            handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=FONT_SIZE
+        )
+        if legend.get_window_extent().width <= figure.bbox.width:
+            return legend
+        legend.remove()
+    return figure.legend(handles=handles, loc="outside lower center", frameon=False, fontsize=FONT_SIZE)
 
 
 def frames_label(comparison: Comparison) -> str:
