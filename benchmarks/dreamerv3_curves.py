@@ -104,8 +104,8 @@ def held_by_threes(official: Array, others: Array) -> list[int]:
     """For every choice of three seeds a side, at how many evaluations the official range holds the mean of the others.
 
     Args:
-        official, others: scores (S, P), (T, P) of seeds at P evaluations. The same array twice: what to expect of a
-            method beside itself: no seed is on both sides then.
+        official, others: scores (S, P), (T, P) of seeds at P evaluations. The same array twice tells what
+            to expect of a method beside itself; no seed is on both sides then.
     """
     counts = []
     for band in map(list, itertools.combinations(range(len(official)), 3)):

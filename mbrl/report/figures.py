@@ -130,14 +130,14 @@ def overview(comparison: Comparison, y_label: str) -> bytes:
 
 def legend_below(figure: Figure, handles: Sequence[Line2D]) -> Legend:
     """A legend under the panels, in as many columns, four at most, as the figure is wide enough for."""
-    for columns in (4, 3, 2):
+    for columns in (4, 3, 2, 1):
         legend = figure.legend(
             handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=FONT_SIZE
         )
-        if legend.get_window_extent().width <= figure.bbox.width:
-            return legend
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            break
         legend.remove()
-    return figure.legend(handles=handles, loc="outside lower center", frameon=False, fontsize=FONT_SIZE)
+    return legend
 
 
 def frames_label(comparison: Comparison) -> str:
