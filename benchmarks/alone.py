@@ -13,7 +13,7 @@ import torch
 from benchmarks import measure
 from benchmarks.measure import Limits, Spread
 from benchmarks.table import duration, number, table
-from mbrl.build import make_agent, make_buffer, make_env, make_world
+from mbrl.build import make_agent, make_buffer, make_env, make_ivideogpt
 from mbrl.replay import Episode
 from mbrl.rollout import dream, to_clips, to_float
 from mbrl.settings import Settings
@@ -59,7 +59,7 @@ class Parts:
         self.env = make_env(s)
         action_dim = self.env.action_space.shape[0]
         self.agent = make_agent(s, self.env, device)
-        self.world = make_world(s, action_dim, device)
+        self.world = make_ivideogpt(s, self.env, device)
         rng = np.random.default_rng(0)
         length = max(self.env.episode_decisions, s.world_model.learner.tokenizer_span, FRAMES)
         self.replay = make_buffer(s, "replay", action_dim, EPISODES * length, length)

@@ -93,10 +93,10 @@ def _say_something(model: IVideoGPT, frames: Tensor) -> None:
     for codebook, given in ((tokenizer.quantize, latents), (tokenizer.dynamics_quantize, dynamics)):
         codebook.embedding.weight.normal_().mul_(given.std()).add_(given.flatten(0, -2).mean(0))
     assert model.action_linear is not None
-    assert model.reward_linear is not None
     model.action_linear.weight.normal_(std=float(model.transformer.embedding.weight.std()))
-    model.reward_linear.weight.normal_(std=0.02)
-    model.reward_linear.bias.fill_(0.5)
+    reward = cast(nn.Linear, model.heads["reward"])
+    reward.weight.normal_(std=0.02)
+    reward.bias.fill_(0.5)
 
 
 def _write_agent(folder: Path, settings: Settings, generator: torch.Generator) -> None:

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 import envs
 from agents import Agent, DreamerV3, DrQv2, Uniform
 from mbrl.replay import ReplayBuffer
 from mbrl.run import stream_seed
 from mbrl.settings import Settings, UserError
-from world_model import IVideoGPT, WeightsError
-from world_model.learner import LearnerConfig, WorldModelLearner
+from world_model import IVideoGPT, WeightsError, WorldModel
+from world_model.learner import LearnerConfig, Rhythm, WorldModelLearner
 
 ROOT = Path(__file__).resolve().parent.parent
 PAPER_WITHOUT_WEIGHTS = (
@@ -125,10 +126,21 @@ def beyond_the_start(learner: LearnerConfig, new_transformer: bool = False) -> L
     return dataclasses.replace(learner, quantize_after=0, revive_codes_until=0, embed_codes=embed_codes)
 
 
-def make_world(settings: Settings, action_dim: int, device: torch.device) -> WorldModelLearner:
-    """Build the world model with its learner on `device`."""
+def make_world(settings: Settings, env: envs.PixelEnv, device: torch.device) -> WorldModel:
+    """The world model of `world_model.kind`. A new kind gets its line here."""
+    return make_ivideogpt(settings, env, device)
+
+
+def make_ivideogpt(settings: Settings, env: envs.PixelEnv, device: torch.device) -> WorldModelLearner:
+    """iVideoGPT with its learner on `device`."""
     check_world(settings)
+    (action_dim,) = env.action_space.shape
     world, learner = settings.world_model, settings.world_model.learner
+    span = min(learner.tokenizer_span, env.episode_decisions + 1)
+    learner = dataclasses.replace(learner, tokenizer_span=span)
+    rhythm = Rhythm(
+        settings.update_transformer_every_frames, settings.update_tokenizer_every_frames, settings.action_repeat
+    )
     try:
         if world.pretrained == "none":
             if settings.preset == "paper":
@@ -145,7 +157,9 @@ def make_world(settings: Settings, action_dim: int, device: torch.device) -> Wor
             )
             if (resolution := model.tokenizer.config.resolution) != settings.image_size:
                 raise UserError(f"{world.pretrained} is for {resolution} pixels; image_size={settings.image_size}")
-        return WorldModelLearner(model.to(device), learner, stream_seed(settings.seed, "world_model"))
+        built = WorldModelLearner(model.to(device), learner, stream_seed(settings.seed, "world_model"), rhythm=rhythm)
+        tqdm.write(f"the tokenizer learns from {built.reconstruction_loss}", file=sys.stderr)
+        return built
     except (WeightsError, UserError):
         raise
     except ValueError as error:  # sizes that do not go together

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from tqdm import trange
 
-from mbrl.models import sizes
+from mbrl.models import heads_of, sizes
 from mbrl.pretrain import PretrainSettings, check_codes_are_used
 from mbrl.rollout import to_float
 from mbrl.run import stream_seed
@@ -87,7 +87,8 @@ class Measurement:
         self.data.sample(1, longest, np.random.default_rng(0))  # says now if no episode is long enough
         torch.manual_seed(stream_seed(s.seed, "weights"))
         of_transformer = sizes(TransformerConfig, s.transformer, s.preset)
-        self.model = kind(config, of_transformer, self.data.action_dim if s.actions else 0, s.rewards).to(self.device)
+        action_dim = self.data.action_dim if s.actions else 0
+        self.model = kind(config, of_transformer, action_dim, heads_of(s.rewards)).to(self.device)
         self.learner = WorldModelLearner(self.model, s.learner, stream_seed(s.seed, "world_model"))
         self.clips = held_out(self.model)
 

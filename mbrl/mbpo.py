@@ -6,6 +6,8 @@ Sources: iVideoGPT (Wu et al., arXiv 2405.15223, section 4.3 and appendix A.5), 
 DrQ-v2 (Yarats et al., arXiv 2107.09645). `Trainer` holds the verbs that are not special to MBPO.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from mbrl.background import Background
 from mbrl.build import make_world
 from mbrl.evaluate import Evaluation
 from mbrl.replay import ReplayBuffer
-from mbrl.rollout import dream, to_clips, to_float
+from mbrl.rollout import RealClips, dream
 from mbrl.run import Run, stream_seed
 from mbrl.trainer import Trainer
 from mbrl.validate import validate
@@ -39,7 +41,7 @@ class MBPO(Trainer):
         if not self.initialised:
             with self.background.alone():
                 for i in trange(s.initial_model_updates, desc="first training of the world model", leave=False):
-                    self.learn_world(tokenizer=True, transformer=True)
+                    self.learn_world(frame=None)
                     if i % LOG_UPDATES == 0:
                         self.run.flush(self.frame)
             for _ in trange(-(-s.initial_rollouts // s.rollout_batch), desc="first dreams", leave=False):
@@ -50,11 +52,7 @@ class MBPO(Trainer):
 
         while self.frame < s.num_train_frames:
             # Learn the world.
-            if self.due(s.update_transformer_every_frames) or self.due(s.update_tokenizer_every_frames):
-                self.learn_world(
-                    tokenizer=self.due(s.update_tokenizer_every_frames),
-                    transformer=self.due(s.update_transformer_every_frames),
-                )
+            self.learn_world(self.frame)
             # Learn to act, from reality and dreams.
             for _ in range(self.updates_due()):
                 self.learn_to_act(self.mixed_batch())
@@ -71,36 +69,38 @@ class MBPO(Trainer):
     def __init__(self, run: Run) -> None:
         super().__init__(run)
         s = self.settings
-        self.world = make_world(s, self.env.action_space.shape[0], self.device)
-        run.progress.write(f"the tokenizer learns from {self.world.reconstruction_loss}")
+        self.world = make_world(s, self.env, self.device)
+        self.clips = RealClips(self.replay, self.device)
         decisions = s.imagined_buffer_frames // s.action_repeat
         self.imagined: ReplayBuffer = self.make_buffer("imagined", decisions, s.rollout_horizon)
         self.generator = torch.Generator(self.device).manual_seed(stream_seed(s.seed, "dreams"))
         self.initialised = False
         self.background = Background(self.device)
 
-    def learn_world(self, tokenizer: bool, transformer: bool) -> None:
-        """One update of the parts that are due, each on segments of real episodes of its own; beside what follows."""
-        config, clips, frames = self.settings.world_model.learner, None, None
-        if transformer:
-            clips = to_clips(self.replay.sample_segments(config.batch_size, config.segment_length), self.device)
-        if tokenizer:
-            span = min(config.tokenizer_span, self.env.episode_decisions + 1)
-            segments = self.replay.sample_segments(config.tokenizer_batch_size, span)
-            frames = to_float(segments.frames.to(self.device))
+    def learn_world(self, frame: int | None) -> None:
+        """Update the parts that are due at `frame` (all without one) on fresh real clips, in the background."""
+        batch = self.world.sample(self.clips, frame)
+        if batch is None:
+            return
 
         def update() -> None:
             with self.run.timed("learn_world_s"):
-                self.run.record("world_model", self.world.update(clips, frames))
+                self.run.record("world_model", self.world.update(*batch))
 
-        self.background.start(update)  # until the next dream nothing looks at the world model
+        self.background.start(update)
+
+    @contextmanager
+    def still_world(self) -> Iterator[None]:
+        """All threads for the body, while nothing is learned of the world: updates under way are waited for."""
+        with self.background.alone(), self.world.frozen():
+            yield
 
     def dream(self, agent: Agent) -> None:
         """Roll the world model out from real states, under `agent`, into the imagined buffer."""
         s = self.settings
         if s.real_ratio == 1:
             return  # nothing would learn from it
-        with self.background.alone(), self.run.timed("dream_s"):
+        with self.still_world(), self.run.timed("dream_s"):
             episodes = dream(
                 self.world,
                 agent,
@@ -133,7 +133,7 @@ class MBPO(Trainer):
         """Also holds the world model against the evaluation episodes, which it never trained on."""
         s = self.settings
         seed = stream_seed(s.seed, "validation", self.frame)
-        with self.background.alone():
+        with self.still_world():
             result = super().evaluate()
             metrics, grid = validate(
                 self.world, result.episodes, s.rollout_horizon, seed, s.rollout_temperature, s.rollout_top_k
@@ -145,7 +145,7 @@ class MBPO(Trainer):
 
     def parts(self) -> dict[str, Any]:
         return super().parts() | {
-            "world_model.safetensors": self.world.model.state_dict(),
+            "world_model.safetensors": self.world.weights(),
             "world_model.pt": self.world.state(),
             "imagined.pt": self.imagined.state_dict(with_episodes=True),
             "dreams.pt": {"generator": self.generator.get_state(), "initialised": self.initialised},
@@ -155,7 +155,7 @@ class MBPO(Trainer):
         super().restore()
         saved = self.run.checkpoint
         assert saved is not None
-        self.world.model.load_state_dict(saved.load("world_model.safetensors", self.device))
+        self.world.load_weights(saved.load("world_model.safetensors", self.device))
         self.world.load_state(saved.load("world_model.pt", self.device))
         self.imagined.load_state_dict(saved.load("imagined.pt"))
         dreams = saved.load("dreams.pt")
@@ -163,10 +163,10 @@ class MBPO(Trainer):
         self.initialised = dreams["initialised"]
 
     def finish(self) -> None:
-        """Also leaves the world model in the official layout, for `IVideoGPT.from_pretrained`."""
+        """Also leaves the world model in a folder of its own, for other runs to begin from."""
         self.settle()
         self.run.flush(self.frame)  # a loss that is not finite stops here
-        self.world.model.save_pretrained(self.run.folder / "world_model")
+        self.world.save_pretrained(self.run.folder / "world_model")
         super().finish()
 
     def close(self) -> None:

@@ -70,15 +70,20 @@ def make_model(
         raise UserError(f"tokenizer={tokenizer}: start_from={start_from} has one; leave one of the two keys out")
     folder = find_pretrained(start_from)
     if transformer == "auto":
-        return IVideoGPT.from_pretrained(folder, action_dim, context_length, new_actions=True, reward_head=rewards)
+        return IVideoGPT.from_pretrained(folder, action_dim, context_length, new_actions=True, heads=heads_of(rewards))
     of_tokenizer, _ = weights.read_configs(folder, context_length)
     model = _model(of_tokenizer, sizes(TransformerConfig, transformer, preset), action_dim, rewards)
     weights.load_tokenizer(model, folder)
     return model
 
 
+def heads_of(rewards: bool) -> tuple[str, ...]:
+    """The heads of a model that is pre-trained with or without rewards."""
+    return ("reward",) if rewards else ()
+
+
 def _model(tokenizer: TokenizerConfig, transformer: TransformerConfig, action_dim: int, rewards: bool) -> IVideoGPT:
     try:
-        return IVideoGPT(tokenizer, transformer, action_dim, rewards)
+        return IVideoGPT(tokenizer, transformer, action_dim, heads_of(rewards))
     except ValueError as error:  # sizes that do not go together
         raise UserError(f"world_model: {error}") from error

@@ -80,7 +80,7 @@ class Prediction:
             raise UserError(f"{s.data} has frames {data.frame_shape}, {s.model} wants (3, {size}, {size})")
         if s.goal and self.known < 2:
             raise UserError("goal=true needs a model with two context frames: the goal and the first frame")
-        if not heads.rewards:
+        if "reward" not in heads.heads:
             self.missing |= dict.fromkeys(("reward_mae", "reward_correlation"), "the model has no reward head")
         if s.horizon < 2:
             self.missing |= dict.fromkeys(("copied_tokens", "copied_tokens_true"), "horizon=1 has no frame before")
@@ -146,6 +146,7 @@ class Prediction:
         with self.autocast():
             dream = self.model.imagine(context, actions, s.horizon, s.temperature, s.top_k, generator)
         rewards = dream.actions.new_zeros(dream.actions.shape[:2]) if dream.rewards is None else dream.rewards
+        assert dream.tokens is not None
         fields = (dream.frames.float(), rewards.float(), dream.tokens)
         return Predicted(*(field.unflatten(0, (len(true), count)) for field in fields))
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from agents import Agent
-from mbrl.replay import Episode, SegmentBatch
-from world_model.learner import Clips, WorldModelLearner
+from mbrl.replay import Episode, ReplayBuffer, SegmentBatch
+from world_model import Clips, WorldModel, imagine
 
 
 def to_float(pictures: Tensor) -> Tensor:
@@ -30,8 +30,19 @@ def to_clips(segments: SegmentBatch, device: torch.device) -> Clips:
     return Clips(to_float(frames), actions, rewards)
 
 
+class RealClips:
+    """A replay buffer as a `world_model.api.ClipSampler`."""
+
+    def __init__(self, replay: ReplayBuffer, device: torch.device) -> None:
+        self._replay, self._device = replay, device
+
+    def clips(self, batch_size: int, length: int) -> Clips:
+        """Windows of `length` frames, uniform over all that the buffer holds."""
+        return to_clips(self._replay.sample_segments(batch_size, length), self._device)
+
+
 def dream(
-    world: WorldModelLearner,
+    world: WorldModel,
     agent: Agent,
     starts: Tensor,
     horizon: int,
@@ -54,10 +65,9 @@ def dream(
         """The stack of the newest K of the frames so far, (B, K+t, C, H, W), decides."""
         return agent.act(to_uint8(frames[:, -stack:]).flatten(1, 2), decision, eval_mode=False)
 
-    context = to_float(starts.to(world.model.device))
-    with world.autocast():
-        dreamt = world.model.imagine(context, policy, horizon, temperature, top_k, generator)
-    assert dreamt.rewards is not None, "this world model has no reward head"
+    agent.begin_episode(eval_mode=False)
+    dreamt = imagine(world, to_float(starts.to(world.device)), policy, horizon, temperature, top_k, generator)
+    assert dreamt.rewards is not None, "make_world takes no model without a reward head"
     frames = torch.cat([starts, to_uint8(dreamt.frames).cpu()], dim=1).numpy()  # (B, K + H, C, H, W)
     actions, rewards = dreamt.actions.float().cpu().numpy(), dreamt.rewards.float().cpu().numpy()
     return [Episode(frames[i], actions[i], rewards[i], terminated=False, prefix=stack - 1) for i in range(len(frames))]

@@ -17,10 +17,9 @@ from agents import DreamerV3
 from mbrl.replay import Episode
 from mbrl.rollout import to_float, to_uint8
 from mbrl.video import dream_grid
-from world_model import Dream
+from world_model import Clips, Dream, WorldModel, imagine
 from world_model.data import goal_first
-from world_model.learner import WorldModelLearner
-from world_model.metrics import copied_share, correlation, moving_errors, psnr
+from world_model.metrics import correlation, moving_errors, psnr
 
 CLIPS = 32  # clips that the numbers are means over
 SHOWN = 3  # clips in the video
@@ -46,7 +45,7 @@ def cut_clips(episodes: Sequence[Episode], count: int, length: int, seed: int) -
 
 @torch.no_grad()
 def validate(
-    world: WorldModelLearner,
+    world: WorldModel,
     episodes: Sequence[Episode],
     horizon: int,
     seed: int,
@@ -61,36 +60,24 @@ def validate(
     last frame comes first.
     Without an episode long enough there are no metrics and no video.
     """
-    model, layout = world.model, world.model.layout
-    known = layout.context_length
+    known = world.context_length
     frames, actions, rewards = cut_clips(episodes, CLIPS, known + horizon, seed)
     if not len(frames):
         return {}, None
     if goal:
         frames, actions, rewards = goal_first(frames, actions, rewards)
-    clips = to_float(frames.to(model.device))
+    clips = Clips(to_float(frames.to(world.device)), *(pad(field.to(world.device)) for field in (actions, rewards)))
+    context, true = clips.frames[:, :known], clips.frames[:, known:]
     # actions[:, i] leads to frame i + 1: the first known - 1 lie inside the context.
-    actions, rewards = (field[:, known - 1 :].to(model.device) for field in (actions, rewards))
-    context, true = clips[:, :known], clips[:, known:]
-    generator = torch.Generator(model.device)
+    actions, rewards = (field[:, known - 1 :].to(world.device) for field in (actions, rewards))
+    generator = torch.Generator(world.device)
 
     def dream_under(actions: Tensor) -> Dream:
-        return model.imagine(context, actions, horizon, temperature, top_k, generator.manual_seed(seed))
+        return imagine(world, context, actions, horizon, temperature, top_k, generator.manual_seed(seed))
 
-    with world.autocast():
-        dream, shuffled = dream_under(actions), dream_under(actions.roll(1, 0))
-        tokens, labels = model.tokenizer.tokenize(clips)
-        seen = model.tokenizer(clips).future  # what the tokenizer alone can show of what really happened
-        told = model.predict(tokens, labels, torch.nn.functional.pad(actions, (0, 0, known - 1, 1)))
-    targets = tokens[:, layout.prefix + 1 :]
-    likeliest = told.logits[:, :-1].argmax(-1)
-    metrics = compare(true, context[:, -1], rewards, dream.frames, dream.rewards, shuffled.frames, seen) | {
-        "token_accuracy": float((likeliest == targets).float().mean()),
-        "copied_tokens": float(copied_share(dream.tokens)),
-        "copied_tokens_true": float(
-            copied_share(layout.split(tokens)[1]),
-        ),
-    }
+    dream, shuffled = dream_under(actions), dream_under(actions.roll(1, 0))
+    metrics = compare(true, context[:, -1], rewards, dream.frames, dream.rewards, shuffled.frames)
+    metrics |= world.diagnose(clips, dream)
     return metrics, show(frames[:, known:], rewards, dream.frames, dream.rewards)
 
 
@@ -108,9 +95,16 @@ def validate_dreamer(
     clips = to_float(frames)
     imagined, predicted = agent.dream(frames[:, :SEEN], actions, seed)
     shuffled, _ = agent.dream(frames[:, :SEEN], actions.roll(1, 0), seed)
-    seen = agent.reconstruct(frames, actions, seed)[:, SEEN:]
-    metrics = compare(clips[:, SEEN:], clips[:, SEEN - 1], rewards, imagined, predicted, shuffled, seen)
+    reconstruction = agent.reconstruct(frames, actions, seed)[:, SEEN:]
+    true, last = clips[:, SEEN:], clips[:, SEEN - 1]
+    metrics = compare(true, last, rewards, imagined, predicted, shuffled)
+    metrics["reconstruction_error_ratio"] = moving_errors(reconstruction.float(), true, last).ratio
     return metrics, show(frames[:, SEEN:], rewards, imagined, predicted)
+
+
+def pad(field: Tensor) -> Tensor:
+    """(B, T - 1, ...) -> (B, T, ...): zeros for the step that leads out of a clip."""
+    return torch.cat([field, field.new_zeros(field[:, :1].shape)], dim=1)
 
 
 def compare(
@@ -120,13 +114,11 @@ def compare(
     dream: Tensor,
     predicted: Tensor | None,
     shuffled: Tensor,
-    seen: Tensor,
 ) -> dict[str, float]:
     """What every world model is judged by.
 
-    Frames (B, H, 3, height, width): the true ones after the context's `last`, those of the dream, of the dream under
-    shuffled actions, and of the model that saw the true ones. True rewards and, of a model with a reward head,
-    predicted ones (B, H).
+    Frames (B, H, 3, height, width): the true ones after the context's `last`, those of the dream and of the dream under
+    shuffled actions. True rewards and, of a model with a reward head, predicted ones (B, H).
     """
     errors = moving_errors(dream.float(), true, last)
     metrics = {
@@ -135,7 +127,6 @@ def compare(
         "copy_psnr": float(psnr(last[:, None].expand_as(true), true).mean()),
         "moving_error_ratio": errors.ratio,
         "moving_error_ratio_shuffled": moving_errors(shuffled.float(), true, last).ratio,
-        "reconstruction_error_ratio": moving_errors(seen.float(), true, last).ratio,
     }
     if predicted is not None:
         metrics["reward_mae"] = float((predicted - rewards).abs().mean())

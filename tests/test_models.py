@@ -74,7 +74,7 @@ def data(tmp_path_factory):
 @pytest.mark.parametrize("context_length", [1, 2])
 def test_official_checkpoints_load_and_predict(data, tmp_path, context_length, action_dim):
     """As published: no reward head; without actions plain LLaMA keys, with them `llm.` before each."""
-    model = IVideoGPT.from_pretrained(TINY, action_dim, context_length, new_actions=True, reward_head=False)
+    model = IVideoGPT.from_pretrained(TINY, action_dim, context_length, new_actions=True, heads=())
     model.save_pretrained(tmp_path)
     names = load_file(tmp_path / TRANSFORMER_FILE)
     assert ("action_linear.weight" in names) == ("llm.lm_head.weight" in names) == (action_dim > 0)
@@ -123,7 +123,7 @@ def test_context_length_actions_and_rewards_are_chosen():
     assert started(context_length=1).layout.context_length == 1
     assert started(start_from="none", context_length=3).layout.context_length == 3
     assert started(action_dim=0, rewards=False).action_linear is None
-    assert started(action_dim=0, rewards=False).reward_linear is None
+    assert not started(action_dim=0, rewards=False).heads
     assert not started(action_dim=7).action_linear.weight.any()  # of another robot
     with pytest.raises(WeightsError, match="context_length=3 is not possible"):
         started(context_length=3)
@@ -132,7 +132,7 @@ def test_context_length_actions_and_rewards_are_chosen():
 
 
 def test_a_model_without_rewards_learns():
-    model = IVideoGPT(TOKENIZER, TRANSFORMER, action_dim=3, reward_head=False)
+    model = IVideoGPT(TOKENIZER, TRANSFORMER, action_dim=3, heads=())
     learner = WorldModelLearner(model, LEARNER, seed=0)
     metrics = [learner.update(make_clips()) for _ in range(10)]
     assert "reward_loss" not in metrics[0]

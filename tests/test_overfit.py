@@ -42,7 +42,7 @@ def blobs(side: int, frames: int, rests: int) -> Clips:
 def by_heart(tokenizer: TokenizerConfig, clips: Clips, action_dim: int) -> IVideoGPT:
     """A model that saw nothing but these clips, until both parts know them."""
     torch.manual_seed(0)
-    model = IVideoGPT(tokenizer, dataclasses.replace(TRANSFORMER, attention_dropout=0.0), action_dim, reward_head=False)
+    model = IVideoGPT(tokenizer, dataclasses.replace(TRANSFORMER, attention_dropout=0.0), action_dim, heads=())
     future = clips.frames[:, model.layout.context_length :]
     config = dataclasses.replace(
         LEARNER,

@@ -13,7 +13,7 @@ def test_one_of_everything():
     settings = load(["preset=paper", "task=toy/reach", "device=cpu"])
     env = make_env(settings)
     agent = make_agent(settings, env, torch.device("cpu"))
-    world = make_world(settings, env.action_space.shape[0], torch.device("cpu"))
+    world = make_world(settings, env, torch.device("cpu"))
     layout, config = world.model.layout, settings.world_model.learner
     assert (layout.length(config.segment_length), layout.vocabulary) == (683, 16386)
 

@@ -192,7 +192,7 @@ def test_paper_size_counts_the_paper_parameters():
         model = IVideoGPT(tokenizer, transformer, action_dim=4)
     count = lambda module: sum(p.numel() for p in module.parameters())  # noqa: E731
     assert round(count(model.tokenizer) / 1e6, 2) == 114.16
-    heads = count(model.action_linear) + count(model.reward_linear)
+    heads = count(model.action_linear) + count(model.heads)
     assert round((count(model.transformer) + heads) / 1e6, 2) == 138.44
     assert model.layout.vocabulary == 16386
     assert model.layout.length(12) == 683

@@ -213,7 +213,7 @@ def test_predictions_follow_seed_and_actions(tiny):
 def test_a_model_without_action_weights_needs_no_actions(squares, trained, tiny):
     assert made(trained, squares).model.action_dim == 0
     torch.manual_seed(0)
-    free = IVideoGPT(TOKENIZER, TRANSFORMER, action_dim=0, reward_head=False)
+    free = IVideoGPT(TOKENIZER, TRANSFORMER, action_dim=0, heads=())
     folder = tiny[0].parent / "free"
     free.save_pretrained(folder)
     prediction = made(folder, tiny[1])

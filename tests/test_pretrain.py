@@ -108,7 +108,7 @@ def test_one_stage_leaves_the_other_part_as_it_was(data, tmp_path):
     pretrain.main(words(data, tmp_path / "b", "stage=transformer", f"start_from={tmp_path / 'a/model'}"))
     a, b = final_weights(tmp_path / "a"), final_weights(tmp_path / "b")
     changed = {name.split(".")[0] for name, value in a.items() if not torch.equal(value, b[name])}
-    assert changed == {"transformer", "action_linear", "reward_linear"}
+    assert changed == {"transformer", "action_linear", "heads"}
 
 
 def test_clips_without_actions_with_the_goal_first(data, tmp_path, typed):

@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from tiny_world import LEARNER, TOKENIZER, TRANSFORMER, make_clips, make_model
 
-from world_model import IVideoGPT, TokenLayout, symexp, symlog, transformer
+from world_model import IVideoGPT, TokenLayout, symlog, transformer
 from world_model.blocks import Upsample
-from world_model.imagine import sample
 from world_model.learner import Clips, WorldModelLearner, autocast_dtype
 from world_model.metrics import copied_share, correlation, moving_errors, psnr
 from world_model.quantizer import VectorQuantizer
+from world_model.rollout import sample
 from world_model.transformer import FewRows
 
 # -- layout ----------------------------------------------------------------------------------------------------------
@@ -62,7 +62,7 @@ def uncached_dream(model, context, actions):
             logits = model.transformer.head(hidden)[:, layout.first_dynamics_id : layout.scf]
             tokens = torch.cat([tokens, logits.argmax(-1, keepdim=True) + layout.first_dynamics_id], dim=1)
         hidden = model.transformer(model.embed(tokens, actions[:, : t + 1]))
-        rewards.append(symexp(model.reward_linear(hidden[:, -1])[:, 0]))
+        rewards.append(model.read_heads(hidden[:, -1])["reward"])
         context_ids, dynamics_ids = layout.split(tokens)
         _, memory = model.tokenizer.decode_context(model.tokenizer.quantize.embedding(context_ids))
         codes = model.tokenizer.dynamics_quantize.embedding(dynamics_ids)

@@ -1,6 +1,8 @@
-"""Learning of the world model, online and beforehand: tokenizer, transformer and reward head, each when it is due.
+"""Learning of iVideoGPT, online and beforehand: tokenizer, transformer and heads, each when it is due.
 
-    metrics = learner.update(clips, frames)          # transformer and reward head, tokenizer
+    batch = learner.sample(clips, frame)             # what the updates that are due learn from, or None
+    metrics = learner.update(*batch)
+    rollout = learner.start(context)                 # dreams in the precision of the learning
 
 The tokenizer learns to reconstruct context frames and a few sampled future frames (L1 + commitment, and LPIPS where its
 weights are at hand); the transformer learns the next token and the reward on tokens of the tokenizer as it stands.
@@ -12,9 +14,11 @@ Letters: B clips, T frames, K context frames, F sampled future frames, A action.
 
 import copy
 import math
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+import threading
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -22,28 +26,39 @@ from torch import Tensor, nn
 
 from world_model import parallel
 from world_model.adversary import Adversary, DiscriminatorConfig
+from world_model.api import Clips, ClipSampler, Dream, Origin
 from world_model.losses import TokenizerLoss, TransformerLoss
-from world_model.metrics import moved
+from world_model.metrics import copied_share, moved, moving_errors
 from world_model.model import IVideoGPT
 from world_model.perceptual import LPIPS
+from world_model.rollout import TokenRollout
 
 WINDOW = 20  # tokenizer updates over which the use of codes is watched
 
 
-class Clips(NamedTuple):
-    """A batch of real clips; how actions and rewards line up with frames is drawn in `agents/api.py`."""
-
-    frames: Tensor  # float (B, T, 3, H, W) in [0, 1]
-    actions: Tensor  # float (B, T, A); the last one is not used
-    rewards: Tensor  # float (B, T), environment units; the last one is not used
-
-
 class TokenClips(NamedTuple):
-    """The same with frames already tokenized, where the tokenizer does not change."""
+    """`Clips` with frames already tokenized, where the tokenizer does not change."""
 
     tokens: Tensor  # int64 (B, L)
     actions: Tensor  # float (B, T, A)
     rewards: Tensor  # float (B, T)
+
+
+@dataclass(frozen=True)
+class Rhythm:
+    """How often each part learns online, in frames of the environment."""
+
+    transformer_every_frames: int
+    tokenizer_every_frames: int
+    action_repeat: int  # frames of a decision
+
+    def due(self, frame: int) -> tuple[bool, bool]:
+        """Whether transformer and tokenizer are due with the decision that ended at `frame`."""
+        before = frame - self.action_repeat
+        return (
+            frame // self.transformer_every_frames > before // self.transformer_every_frames,
+            frame // self.tokenizer_every_frames > before // self.tokenizer_every_frames,
+        )
 
 
 @dataclass(frozen=True)
@@ -94,9 +109,29 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     return torch.bfloat16 if precision == "bf16" else None
 
 
+@contextmanager
+def training_mode(module: nn.Module) -> Iterator[None]:
+    """Dropout while the body runs, and not behind it, however it ends."""
+    module.train()
+    try:
+        yield
+    finally:
+        module.eval()
+
+
+def split_targets(clips: Clips | TokenClips, parts: int) -> list[dict[str, Tensor]]:
+    """What the heads learn from, for each of the parts of a batch."""
+    split = {"reward": clips.rewards.chunk(parts)}
+    if isinstance(clips, Clips) and clips.successes is not None:
+        split["success"] = clips.successes.chunk(parts)
+    return [{name: chunks[i] for name, chunks in split.items()} for i in range(parts)]
+
+
 class WorldModelLearner:
-    """
+    """iVideoGPT as a `world_model.api.WorldModel`.
+
     Args:
+        rhythm: of `sample`; without it everything is due always.
         discriminator: judges the tokenizer's pictures as well; see `world_model/adversary.py`.
         accumulate: parts that a batch is split into, one after the other in memory.
         sharded: in a process group, whether processes keep shares of the transformer instead of copies.
@@ -110,9 +145,12 @@ class WorldModelLearner:
         discriminator: DiscriminatorConfig | None = None,
         accumulate: int = 1,
         sharded: bool = False,
+        rhythm: Rhythm | None = None,
     ):
         self.model = model
         self.config = config
+        self.rhythm = rhythm
+        self._still = threading.RLock()  # held while weights change, and by whoever needs them not to
         self.accumulate = accumulate
         self.dtype = autocast_dtype(config.precision, model.device)
         perceptual = None
@@ -131,7 +169,7 @@ class WorldModelLearner:
         self.losses = {
             "tokenizer": parallel.spread(tokenizer_loss, some_unused=config.quantize_after > 0),
             "transformer": parallel.spread(
-                TransformerLoss(model, config.reward_weight), model.transformer.blocks if sharded else None
+                TransformerLoss(model, {"reward": config.reward_weight}), model.transformer.blocks if sharded else None
             ),
         }
         # The losses come first: a sharded module has other parameters than before.
@@ -160,6 +198,75 @@ class WorldModelLearner:
         """The precision of everything the world model computes, dreams included."""
         return torch.autocast(self.model.device.type, dtype=self.dtype, enabled=self.dtype is not None)
 
+    # -- dreaming ----------------------------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def context_length(self) -> int:
+        return self.model.layout.context_length
+
+    @property
+    def heads(self) -> Collection[str]:
+        return tuple(self.model.heads)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """While the body runs nothing is learned; see `world_model.api.WorldModel.frozen`."""
+        with self._still:
+            yield
+
+    @contextmanager
+    def _inference(self) -> Iterator[None]:
+        with self._still, self.autocast():
+            yield
+
+    def start(
+        self,
+        context: Tensor,
+        temperature: float = 1.0,
+        top_k: int = 100,
+        generator: torch.Generator | None = None,
+        *,
+        origins: Sequence[Origin] | None = None,
+        horizon: int | None = None,
+    ) -> TokenRollout:
+        """Begin to dream; see `world_model.api.WorldModel.start`."""
+        return TokenRollout(self.model, context, temperature, top_k, generator, horizon, self._inference)
+
+    @torch.no_grad()
+    def diagnose(self, clips: Clips, dream: Dream) -> dict[str, float]:
+        """What the tokenizer alone loses of real clips (B, T, ...), and how well tokens are predicted and copied."""
+        model, layout = self.model, self.model.layout
+        context, true = clips.frames[:, : layout.context_length], clips.frames[:, layout.context_length :]
+        with self._inference():
+            tokens, labels = model.tokenizer.tokenize(clips.frames)
+            reconstruction = model.tokenizer(clips.frames).future
+            logits = model.predict(tokens, labels, clips.actions).logits
+        targets, argmax = tokens[:, layout.prefix + 1 :], logits[:, :-1].argmax(-1)
+        assert dream.tokens is not None
+        return {
+            "reconstruction_error_ratio": moving_errors(reconstruction.float(), true, context[:, -1]).ratio,
+            "token_accuracy": float((argmax == targets).float().mean()),
+            "copied_tokens": float(copied_share(dream.tokens)),
+            "copied_tokens_true": float(copied_share(layout.split(tokens)[1])),
+        }
+
+    # -- learning ----------------------------------------------------------------------------------------------------
+
+    def sample(self, clips: ClipSampler, frame: int | None = None) -> tuple[Clips | None, Tensor | None] | None:
+        """Draw what the updates due at `frame` learn from; see `world_model.api.WorldModel.sample`."""
+        transformer, tokenizer = (True, True) if self.rhythm is None or frame is None else self.rhythm.due(frame)
+        if not (transformer or tokenizer):
+            return None
+        config = self.config
+        return (
+            clips.clips(config.batch_size, config.segment_length) if transformer else None,
+            clips.clips(config.tokenizer_batch_size, config.tokenizer_span).frames if tokenizer else None,
+        )
+
     def update(self, clips: Clips | TokenClips | None = None, frames: Tensor | None = None) -> dict[str, Tensor]:
         """One gradient step of the parts that are given something to learn from.
 
@@ -170,12 +277,11 @@ class WorldModelLearner:
             detached scalars, still on the device.
         """
         metrics: dict[str, Tensor] = {}
-        self.model.train()
-        if frames is not None:
-            metrics |= self._update_tokenizer(frames)
-        if clips is not None and self.updates["tokenizer"] >= self.config.quantize_after:
-            metrics |= self._update_transformer(clips)
-        self.model.eval()
+        with self._still, training_mode(self.model):
+            if frames is not None:
+                metrics |= self._update_tokenizer(frames)
+            if clips is not None and self.updates["tokenizer"] >= self.config.quantize_after:
+                metrics |= self._update_transformer(clips)
         return metrics
 
     def _rate(self, name: str) -> float:
@@ -275,8 +381,9 @@ class WorldModelLearner:
             self.model.begin(self.generator)
         with self.autocast():
             tokens = clips.tokens if isinstance(clips, TokenClips) else self.model.tokens(clips.frames)[0]
-        batch = (self._noisy(tokens), self.model.layout.labels(tokens), clips.actions, clips.rewards)
-        parts = zip(*(field.chunk(self.accumulate) for field in batch), strict=True)
+        batch = (self._noisy(tokens), self.model.layout.labels(tokens), clips.actions)
+        targets = split_targets(clips, self.accumulate)
+        parts = zip(*(field.chunk(self.accumulate) for field in batch), targets, strict=True)
         return self._step("transformer", list(parts))[0]
 
     def _noisy(self, tokens: Tensor) -> Tensor:
@@ -303,11 +410,24 @@ class WorldModelLearner:
         learner, model = copy.copy(self), self.model
         with torch.device("meta"):  # only its shape: weights drawn here would move the random stream of dropout
             learner.model = type(model)(
-                model.tokenizer.config, model.transformer.config, model.action_dim, model.reward_linear is not None
+                model.tokenizer.config, model.transformer.config, model.action_dim, tuple(model.heads)
             )
         learner.model.load_state_dict(parallel.whole(model.state_dict()), assign=True)
         learner.model.eval()
         return learner
+
+    # -- saving ------------------------------------------------------------------------------------------------------
+
+    def weights(self) -> dict[str, Tensor]:
+        """Every weight under a flat name."""
+        return self.model.state_dict()
+
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        self.model.load_state_dict(weights)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """The model in the official layout, for `IVideoGPT.from_pretrained`."""
+        self.model.save_pretrained(folder)
 
     def state(self) -> dict[str, Any]:
         """Everything but the model's weights; loads with `weights_only=True`."""

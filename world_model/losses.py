@@ -6,7 +6,7 @@ Source: iVideoGPT (arXiv 2405.15223), sections 3 and 4.3.
 Letters: B clips, T frames, K context frames, F sampled future frames, L tokens, A action.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -89,22 +89,26 @@ class TokenizerLoss(nn.Module):
 
 
 class TransformerLoss(nn.Module):
-    """Cross-entropy of the next token and, of a model with a reward head, squared error of the reward."""
+    """Cross-entropy of the next token and the losses of the heads.
 
-    def __init__(self, model: IVideoGPT, reward_weight: float):
+    Args:
+        head_weights: of a head's loss by its name; 1 where nothing is said.
+    """
+
+    def __init__(self, model: IVideoGPT, head_weights: Mapping[str, float]):
         super().__init__()
-        heads = [head for head in (model.action_linear, model.reward_linear) if head is not None]
-        self.parts = nn.ModuleList([model.transformer, *heads])  # all of the model but its tokenizer
+        linears = [*model.heads.values(), *([] if model.action_linear is None else [model.action_linear])]
+        self.parts = nn.ModuleList([model.transformer, *linears])  # all of the model but its tokenizer
         self.predict = model.predict
-        self.reward_weight = reward_weight
+        self.head_weights = dict(head_weights)
 
     def forward(
-        self, tokens: Tensor, labels: Tensor, actions: Tensor, rewards: Tensor
+        self, tokens: Tensor, labels: Tensor, actions: Tensor, targets: Mapping[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Tokens and labels (B, L), actions (B, T, A), rewards (B, T), as in `IVideoGPT.predict` -> loss, its terms."""
-        out = self.predict(tokens, labels, actions, rewards)
+        """Tokens, labels (B, L), actions (B, T, A), targets (B, T) each, as in `IVideoGPT.predict` -> loss, terms."""
+        out = self.predict(tokens, labels, actions, targets)
         loss, terms = out.ce_loss, {"transformer_ce_loss": out.ce_loss}
-        if out.reward_loss is not None:
-            loss = loss + self.reward_weight * out.reward_loss
-            terms["reward_loss"] = out.reward_loss
+        for name, head_loss in out.head_losses.items():
+            loss = loss + self.head_weights.get(name, 1.0) * head_loss
+            terms[f"{name}_loss"] = head_loss
         return loss, {name: term.detach() for name, term in (terms | {"transformer_loss": loss}).items()}

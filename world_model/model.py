@@ -7,40 +7,44 @@ predicts rewards[:, t-1]. Source: iVideoGPT (arXiv 2405.15223), section 3.2.
 Letters: B batch, T frames, K context frames, n tokens a future frame, A action, L tokens, D width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from world_model import weights
-from world_model.imagine import Dream, imagine
+from world_model.api import Dream, Origin, imagine
+from world_model.heads import HEADS, Head
 from world_model.layout import IGNORE
+from world_model.rollout import TokenRollout, evaluation_mode
 from world_model.tokenizer import CompressiveTokenizer, TokenizerConfig
 from world_model.transformer import Transformer, TransformerConfig
 
 ALIKE = 0.9  # of the variance of a new transformer's embeddings: what tokens with like codes have in common
 
 
-def symlog(x: Tensor) -> Tensor:
-    """sign(x) ln(1 + |x|): rewards of any size on one scale (Hafner et al., arXiv 2301.04104)."""
-    return x.sign() * x.abs().log1p()
-
-
-def symexp(x: Tensor) -> Tensor:
-    """The inverse of `symlog`."""
-    return x.sign() * x.abs().expm1()
-
-
 class Prediction(NamedTuple):
-    loss: Tensor  # (), ce_loss and, where rewards are known, reward_loss
+    loss: Tensor  # (), ce_loss and the losses of the heads whose targets are known
     ce_loss: Tensor  # (), over dynamics tokens and the slots between them
-    reward_loss: Tensor | None  # (), squared error in symlog space; None without rewards
-    reward_pred: Tensor | None  # (B, T-K), symlog space; [:, i] belongs to rewards[:, K-1+i]
+    head_losses: dict[str, Tensor]  # () each, of the heads whose targets are known
+    raw: dict[str, Tensor]  # (B, T-K) each, what the heads give; [:, i] belongs to the targets' [:, K-1+i]
     logits: Tensor  # (B, (n+1)(T-K), vocabulary), from the first sdf to the last token
+
+    @property
+    def reward_loss(self) -> Tensor | None:
+        """(), squared error in symlog space; None without rewards."""
+        return self.head_losses.get("reward")
+
+    @property
+    def reward_pred(self) -> Tensor | None:
+        """(B, T-K), symlog space; None without a reward head."""
+        return self.raw.get("reward")
 
 
 class IVideoGPT(nn.Module):
@@ -49,7 +53,7 @@ class IVideoGPT(nn.Module):
     Args:
         tokenizer, transformer: sizes.
         action_dim: A; 0 makes the model action-free.
-        reward_head: whether rewards are predicted.
+        heads: what is read from a frame's last token, names in `world_model.heads.HEADS`.
     """
 
     tokenizer_class = CompressiveTokenizer  # world_model/per_frame.py has another
@@ -59,7 +63,7 @@ class IVideoGPT(nn.Module):
         tokenizer: TokenizerConfig,
         transformer: TransformerConfig,
         action_dim: int = 0,
-        reward_head: bool = True,
+        heads: Collection[str] = ("reward",),
     ):
         super().__init__()
         self.tokenizer = self.tokenizer_class(tokenizer)
@@ -67,13 +71,11 @@ class IVideoGPT(nn.Module):
         self.transformer = Transformer(transformer, self.layout.vocabulary)
         self.action_dim = action_dim
         self.action_linear = nn.Linear(action_dim, transformer.hidden_size) if action_dim else None
-        self.reward_linear = nn.Linear(transformer.hidden_size, 1) if reward_head else None
-        # At the start actions change nothing, so an action-free model stays as it was; and the error of rewards, large
-        # while they are unknown, does not drown what the tokens have to teach.
-        for head in (self.action_linear, self.reward_linear):
-            if head is not None:
-                nn.init.zeros_(head.weight)
-                nn.init.zeros_(head.bias)
+        # At the start actions change nothing, so an action-free model stays as it was.
+        if self.action_linear is not None:
+            nn.init.zeros_(self.action_linear.weight)
+            nn.init.zeros_(self.action_linear.bias)
+        self.heads = nn.ModuleDict({name: HEADS[name](transformer.hidden_size) for name in heads})
 
     @torch.no_grad()
     def begin(self, generator: torch.Generator) -> None:
@@ -109,25 +111,26 @@ class IVideoGPT(nn.Module):
             x[:, slots] = x[:, slots] + self.action_linear(actions)  # x is fresh from the lookup: safe to write
         return x
 
-    def read_reward(self, hidden: Tensor) -> Tensor:
-        """Hidden states (..., D) of last tokens -> rewards (...) in symlog space, always in float32."""
-        assert self.reward_linear is not None, "this model has no reward head"
-        with torch.autocast(hidden.device.type, enabled=False):
-            return self.reward_linear(hidden.float()).squeeze(-1)
+    def read_heads(self, hidden: Tensor) -> dict[str, Tensor]:
+        """Hidden states (..., D) of last tokens -> what each head says of the decision, (...), environment units."""
+        return {name: head.value(head(hidden)) for name, head in self._heads()}
 
-    def reward(self, hidden: Tensor) -> Tensor:
-        """As `read_reward`, in environment units."""
-        return symexp(self.read_reward(hidden))
+    def _heads(self) -> Iterator[tuple[str, Head]]:
+        return ((name, cast(Head, head)) for name, head in self.heads.items())
 
     def predict(
-        self, tokens: Tensor, labels: Tensor, actions: Tensor | None = None, rewards: Tensor | None = None
+        self,
+        tokens: Tensor,
+        labels: Tensor,
+        actions: Tensor | None = None,
+        targets: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> Prediction:
         """One pass over a token sequence with its losses.
 
         Args:
             tokens, labels: int64 (B, L), from `tokenizer.tokenize`.
             actions: float (B, T, A); the last one, which leads out of the clip, is not used.
-            rewards: float (B, T) in environment units; likewise.
+            targets: of the heads by their names, float (B, T) in environment units; likewise.
         """
         layout = self.layout
         future = layout.future_frames(tokens.shape[1])
@@ -136,15 +139,14 @@ class IVideoGPT(nn.Module):
             actions = actions[:, known]
         hidden = self.transformer(self.embed(tokens, actions))
         logits = self.transformer.head(hidden[:, layout.prefix :])  # (B, (n+1) F, vocabulary)
-        targets = labels[:, layout.prefix + 1 :]
-        ce_loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE)
-        loss, reward_pred, reward_loss = ce_loss, None, None
-        if self.reward_linear is not None:
-            reward_pred = self.read_reward(hidden[:, layout.last_tokens(future)])
-            if rewards is not None:
-                reward_loss = F.mse_loss(reward_pred, symlog(rewards[:, known].float()))
-                loss = ce_loss + reward_loss
-        return Prediction(loss, ce_loss, reward_loss, reward_pred, logits)
+        following = labels[:, layout.prefix + 1 :]
+        ce_loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), following.flatten(), ignore_index=IGNORE)
+        last = hidden[:, layout.last_tokens(future)]
+        raw = {name: head(last) for name, head in self._heads()}
+        losses = {
+            name: head.loss(raw[name], targets[name][:, known]) for name, head in self._heads() if name in targets
+        }
+        return Prediction(sum(losses.values(), ce_loss), ce_loss, losses, raw, logits)
 
     def forward(self, frames: Tensor, actions: Tensor | None = None, rewards: Tensor | None = None) -> Prediction:
         """Tokenize frames (without gradient) and predict them.
@@ -154,15 +156,27 @@ class IVideoGPT(nn.Module):
             actions: float (B, T, A); actions[:, i] is taken at frame i and leads to frame i+1.
             rewards: float (B, T), environment units; rewards[:, i] is what actions[:, i] earned.
         """
-        return self.predict(*self.tokens(frames), actions, rewards)
+        return self.predict(*self.tokens(frames), actions, {} if rewards is None else {"reward": rewards})
 
     @torch.no_grad()
     def tokens(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """As `tokenizer.tokenize`, in evaluation mode."""
-        training, _ = self.tokenizer.training, self.tokenizer.eval()
-        tokens, labels = self.tokenizer.tokenize(frames)
-        self.tokenizer.train(training)
-        return tokens, labels
+        with evaluation_mode(self.tokenizer):
+            return self.tokenizer.tokenize(frames)
+
+    def start(
+        self,
+        context: Tensor,
+        temperature: float = 1.0,
+        top_k: int = 100,
+        generator: torch.Generator | None = None,
+        *,
+        origins: Sequence[Origin] | None = None,
+        horizon: int | None = None,
+        guard: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> TokenRollout:
+        """Begin to dream; see `world_model.api.WorldModel.start` and, for `guard`, `TokenRollout`."""
+        return TokenRollout(self, context, temperature, top_k, generator, horizon, guard)
 
     def imagine(
         self,
@@ -173,7 +187,7 @@ class IVideoGPT(nn.Module):
         top_k: int = 100,
         generator: torch.Generator | None = None,
     ) -> Dream:
-        """Dream `horizon` frames ahead; see `world_model.imagine.imagine`."""
+        """Dream `horizon` frames ahead; see `world_model.api.imagine`."""
         return imagine(self, context, policy, horizon, temperature, top_k, generator)
 
     @classmethod
@@ -184,7 +198,7 @@ class IVideoGPT(nn.Module):
         context_length: int | None = 2,
         attention_dropout: float | None = None,
         new_actions: bool = False,
-        reward_head: bool = True,
+        heads: Collection[str] = ("reward",),
     ) -> "IVideoGPT":
         """Load a checkpoint in the official layout (`tokenizer/`, `transformer/`).
 
@@ -193,14 +207,14 @@ class IVideoGPT(nn.Module):
             context_length: K, at most the checkpoint's; None takes the checkpoint's.
             attention_dropout: of the transformer while training; None keeps the checkpoint's.
             new_actions: start the action weights at zero where the checkpoint's are for another `action_dim`.
-            reward_head: whether rewards are predicted; a checkpoint without the head starts it at zero.
+            heads: what is predicted beside the frames; a head that the checkpoint has not starts at zero.
         Raises:
             world_model.weights.WeightsError: files are missing, damaged or of other sizes.
         """
         tokenizer, transformer = weights.read_configs(folder, context_length)
         if attention_dropout is not None:
             transformer = replace(transformer, attention_dropout=attention_dropout)
-        model = cls(tokenizer, transformer, action_dim, reward_head)
+        model = cls(tokenizer, transformer, action_dim, heads)
         weights.load(model, folder, new_actions)
         return model
 

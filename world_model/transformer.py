@@ -7,6 +7,7 @@ Letters: B batch, L tokens, D width, N heads, S slots of the cache. Positions co
 
 from __future__ import annotations
 
+import copy
 import platform
 from dataclasses import dataclass
 
@@ -69,8 +70,9 @@ def _can_order(dtype: torch.dtype) -> bool:
 class KVCache:
     """What a rollout keeps.
 
-    Keys and values of everything read so far, in tensors of fixed size: (layers, B, N, S, D / N) each; and the layers'
-    weights once more, as one or two tokens a rollout are multiplied with them (`imagine.py` reads no more at a time).
+    Keys and values of everything read so far, (layers, B, N, S, D / N) each, and the layers' weights once more, as one
+    or two tokens a rollout are multiplied with them (`rollout.py` reads no more at a time). After `expand` the B rows
+    are groups of n that share what was read before; it is kept, and attended to, once a group: (layers, B / n, ...).
     """
 
     def __init__(self, transformer: Transformer, batch: int, slots: int, device: torch.device, dtype: torch.dtype):
@@ -79,16 +81,83 @@ class KVCache:
         shape = (config.num_hidden_layers, batch, config.num_attention_heads, slots, head)
         self.keys = torch.empty(shape, device=device, dtype=dtype)
         self.values = torch.empty(shape, device=device, dtype=dtype)
-        self.length = 0
-        linears = (module for module in transformer.blocks.modules() if isinstance(module, nn.Linear))
-        self.products = {linear: FewRows(linear.weight, 2 * batch) for linear in linears}
+        self.own = 0  # tokens held in `keys` and `values`
+        self.shared: tuple[Tensor, Tensor] | None = None
+        self.linears = [module for module in transformer.blocks.modules() if isinstance(module, nn.Linear)]
+        self.products = {linear: FewRows(linear.weight, 2 * batch) for linear in self.linears}
+
+    @property
+    def length(self) -> int:
+        """Tokens read so far."""
+        return self.own + (self.shared[0].shape[3] if self.shared else 0)
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store (B, N, L, D / N) behind what is there; return all keys and values of the layer up to the new end."""
-        end = self.length + keys.shape[2]
-        self.keys[layer, :, :, self.length : end] = keys
-        self.values[layer, :, :, self.length : end] = values
+        """Store (B, N, L, D / N) behind what is there; return the rows' own keys and values of the layer, all of them.
+
+        They count once the last layer is done, see `Transformer.step`.
+        """
+        end = self.own + keys.shape[2]
+        if end > self.keys.shape[3]:
+            self._grow(end)
+        self.keys[layer, :, :, self.own : end] = keys
+        self.values[layer, :, :, self.own : end] = values
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+    def _grow(self, slots: int) -> None:
+        slots = max(slots, 2 * self.keys.shape[3])
+        for name in ("keys", "values"):
+            old = getattr(self, name)
+            new = old.new_empty(*old.shape[:3], slots, old.shape[4])
+            new[:, :, :, : self.own] = old[:, :, :, : self.own]
+            setattr(self, name, new)
+
+    def fork(self) -> KVCache:
+        """A copy that can go another way."""
+        other = copy.copy(self)
+        other.keys, other.values = self.keys.clone(), self.values.clone()
+        return other
+
+    def expand(self, n: int, slots: int) -> KVCache:
+        """n rows for each row, with room for `slots` more tokens; what was read so far is shared."""
+        other, rows = copy.copy(self), n * self.keys.shape[1]
+        held = [self.keys[:, :, :, : self.own], self.values[:, :, :, : self.own]]
+        if self.shared:
+            times = self.keys.shape[1] // self.shared[0].shape[1]
+            held = [
+                torch.cat([past.repeat_interleave(times, dim=1), own], dim=3)
+                for past, own in zip(self.shared, held, strict=True)
+            ]
+        other.shared = (held[0].contiguous(), held[1].contiguous())
+        shape = (self.keys.shape[0], rows, self.keys.shape[2], slots, self.keys.shape[4])
+        other.keys, other.values, other.own = self.keys.new_empty(shape), self.values.new_empty(shape), 0
+        other.products = {linear: FewRows(linear.weight, 2 * rows) for linear in self.linears}
+        return other
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, cache: KVCache, layer: int) -> Tensor:
+    """New tokens look at all of a rollout: q (B, N, L, D / N), the rows' own k and v (B, N, E, D / N) -> q's shape."""
+    length, end = q.shape[2], k.shape[2]
+    # A single new token sees everything; of several, each sees what is before it.
+    later = None
+    if length > 1:
+        later = torch.ones(length, end, dtype=torch.bool, device=q.device).triu(end - length + 1)
+    if cache.shared is None:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=None if later is None else ~later)
+    past_k, past_v = cache.shared[0][layer], cache.shared[1][layer]  # (G, N, S, D / N), B = G n
+    groups, q = len(past_k), q / q.shape[3] ** 0.5
+
+    def by_group(x: Tensor) -> Tensor:  # (G n, N, L, ...) -> (G, N, n L, ...): one product with what a group shares
+        return x.unflatten(0, (groups, -1)).transpose(1, 2).flatten(2, 3)
+
+    past = by_group(q) @ past_k.transpose(2, 3)  # (G, N, n L, S)
+    past = past.unflatten(2, (-1, length)).transpose(1, 2).flatten(0, 1)  # (B, N, L, S)
+    own = q @ k.transpose(2, 3)  # (B, N, L, E)
+    if later is not None:
+        own = own.masked_fill(later, -torch.inf)
+    weights = torch.cat([past, own], dim=-1).softmax(-1)
+    past, own = weights.split([past.shape[3], end], dim=-1)
+    seen = (by_group(past) @ past_v).unflatten(2, (-1, length)).transpose(1, 2).flatten(0, 1)
+    return seen + own @ v
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
@@ -146,7 +215,6 @@ class Attention(nn.Module):
         qkv = project(self.qkv, x, cache).unflatten(-1, (3, self.heads, -1))
         qkv = qkv.permute(2, 0, 3, 1, 4)  # (3, B, N, L, D / N)
         (q, k), v = rotate(qkv[:2], *rotary), qkv[2]
-        length = q.shape[2]
         if cache is None or cache.length == 0:
             q, k = q.to(v.dtype), k.to(v.dtype)
             if cache is not None:
@@ -154,12 +222,8 @@ class Attention(nn.Module):
             h = causal_attention(q, k, v, self.dropout if self.training else 0.0)
         else:
             k, v = cache.append(layer, k, v)
-            # A single new token sees everything; of several, each sees what is before it.
-            mask = None
-            if length > 1:
-                mask = torch.ones(length, k.shape[2], dtype=torch.bool, device=x.device).tril(k.shape[2] - length)
             with torch.autocast(x.device.type, enabled=False):  # it would cast the whole cache at every token
-                h = F.scaled_dot_product_attention(q.to(k.dtype), k, v, attn_mask=mask)
+                h = attend(q.to(k.dtype), k, v, cache, layer)
         return project(self.out, h.transpose(1, 2).flatten(2), cache)
 
 
@@ -243,5 +307,5 @@ class Transformer(nn.Module):
         rotary = self._rotary(cache.length, x.shape[1], x.device)
         for layer, block in enumerate(self.blocks):
             x = block(x, rotary, cache, layer)
-        cache.length += x.shape[1]
+        cache.own += x.shape[1]
         return self.norm(x)

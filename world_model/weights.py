@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
+from world_model.heads import HEADS
 from world_model.tokenizer import TokenizerConfig
 from world_model.transformer import TransformerConfig
 
@@ -133,19 +134,19 @@ def read_configs(folder: str | Path, context_length: int | None = None) -> tuple
     return tokenizer, transformer
 
 
-class Heads(NamedTuple):
+class StoredHeads(NamedTuple):
     action_dim: int  # 0: the checkpoint is action-free
-    rewards: bool
+    heads: tuple[str, ...]
 
 
-def read_heads(folder: str | Path) -> Heads:
+def read_heads(folder: str | Path) -> StoredHeads:
     """Which heads the transformer of a checkpoint was saved with. Raises WeightsError."""
     path = Path(folder) / TRANSFORMER_FILE
     try:
         with safe_open(path, "pt") as file:
             names = file.keys()
             action_dim = file.get_slice("action_linear.weight").get_shape()[1] if "action_linear.weight" in names else 0
-            return Heads(action_dim, "reward_linear.weight" in names)
+            return StoredHeads(action_dim, tuple(name for name in HEADS if f"{name}_linear.weight" in names))
     except FileNotFoundError:
         raise WeightsError(f"no checkpoint here: {path} is missing") from None
     except SafetensorError as error:
@@ -168,26 +169,32 @@ def _fill(module: nn.Module, state: dict[str, Tensor], source: Path) -> None:
 
 
 def load(model: IVideoGPT, folder: str | Path, new_actions: bool = False) -> None:
-    """Fill a model from a checkpoint. Action and reward heads keep their start values where the checkpoint has none.
+    """Fill a model from a checkpoint. Action weights and heads keep their start values where the checkpoint has none.
 
     With `new_actions` so do action weights of another width: the checkpoint's are for another robot.
     """
     load_tokenizer(model, folder)
     source = Path(folder) / TRANSFORMER_FILE
     state = {k: v for k, v in _read_tensors(source).items() if not k.endswith("rotary_emb.inv_freq")}
-    for name in ("action_linear", "reward_linear"):
-        head = {k.removeprefix(f"{name}."): state.pop(k) for k in list(state) if k.startswith(f"{name}.")}
-        module = getattr(model, name)
-        if not head or module is None:
+    modules = _linears(model)
+    for name in ["action_linear", *(f"{head}_linear" for head in HEADS)]:
+        linear = {k.removeprefix(f"{name}."): state.pop(k) for k in list(state) if k.startswith(f"{name}.")}
+        if not linear or name not in modules:
             continue
-        if new_actions and name == "action_linear" and head["weight"].shape != module.weight.shape:
+        if new_actions and name == "action_linear" and linear["weight"].shape != modules[name].weight.shape:
             continue
-        _fill(module, head, source)
+        _fill(modules[name], linear, source)
     _fill(
         model.transformer,
         _from_official({k.removeprefix("llm."): v for k, v in state.items()}, source),
         source,
     )
+
+
+def _linears(model: IVideoGPT) -> dict[str, nn.Module]:
+    """What stands beside the LLaMA, under the names of the official files."""
+    heads = {f"{name}_linear": head for name, head in model.heads.items()}
+    return ({} if model.action_linear is None else {"action_linear": model.action_linear}) | heads
 
 
 def load_tokenizer(model: IVideoGPT, folder: str | Path) -> None:
@@ -263,11 +270,10 @@ def save(model: IVideoGPT, folder: str | Path, dtype: torch.dtype = torch.float3
     (folder / "transformer/config.json").write_text(json.dumps(transformer_json, indent=1))
 
     official = _to_official(model.transformer.state_dict())
-    if model.action_linear is not None or model.reward_linear is not None:
+    if linears := _linears(model):
         official = {f"llm.{k}": v for k, v in official.items()}
-    for name in ("action_linear", "reward_linear"):
-        if (head := getattr(model, name)) is not None:
-            official |= {f"{name}.{k}": v for k, v in head.state_dict().items()}
+    for name, linear in linears.items():
+        official |= {f"{name}.{k}": v for k, v in linear.state_dict().items()}
     for file, state in ((TOKENIZER_FILE, model.tokenizer.state_dict()), (TRANSFORMER_FILE, official)):
         # Not `save_file`: a full disk is then an OSError, as from every other write.
         (folder / file).write_bytes(to_bytes({key: value.to(dtype).contiguous() for key, value in state.items()}))

@@ -21,7 +21,7 @@ from mbrl.command import keep_memory
 from mbrl.replay import Episode, SegmentBatch
 from mbrl.rollout import to_clips, to_float
 from mbrl.settings import Settings, load
-from world_model import IVideoGPT
+from world_model import IVideoGPT, imagine
 from world_model.learner import WorldModelLearner
 
 
@@ -54,10 +54,15 @@ class Dreams:
 
     def dream(self, temperature: float) -> Any:
         s = self.settings
-        with self.world.autocast():
-            return self.world.model.imagine(
-                to_float(self.stack), self.actions, self.actions.shape[1], temperature, s.rollout_top_k, self.generator
-            )
+        return imagine(
+            self.world,
+            to_float(self.stack),
+            self.actions,
+            self.actions.shape[1],
+            temperature,
+            s.rollout_top_k,
+            self.generator,
+        )
 
     def outputs(self) -> dict[str, Tensor]:
         """A greedy dream. In bf16 near ties fall otherwise; for that the tokens are given."""
@@ -71,7 +76,7 @@ class Dreams:
             seen.append(logits.float())
             return next(given)[:, None]
 
-        module: Any = importlib.import_module("world_model.imagine")
+        module: Any = importlib.import_module("world_model.rollout")
         original, module.sample = module.sample, sample
         dream = self.dream(temperature=0)
         module.sample = original
