@@ -12,6 +12,7 @@ weights, and the head is its own, so that a wrong key, layer or position would s
 """
 
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch

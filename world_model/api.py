@@ -83,7 +83,7 @@ class FrameRollout:
 
     Args:
         context: float (B, K, 3, H, W) in [0, 1].
-        predict: frames so far (B, K+t, 3, H, W) and action (B, A) -> next frame (B, 3, H, W) in [0, 1], heads (B,) each.
+        predict: frames so far (B, K+t, 3, H, W), action (B, A) -> next frame (B, 3, H, W) in [0, 1], heads (B,) each.
     """
 
     def __init__(self, context: Tensor, predict: Callable[[Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]) -> None:
