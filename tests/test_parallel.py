@@ -44,7 +44,7 @@ def learn(**how):
     learner, found = make_learner(**how), []
     for step in range(STEPS):
         batch = make_clips(seed=step)
-        frames, actions, rewards = (field[parallel.mine(len(field))] for field in batch)
+        frames, actions, rewards = (field[parallel.mine(len(field))] for field in batch[:3])
         found.append(learner.update(TokenClips(tokenizer.tokens(frames)[0], actions, rewards), frames))
     whole = learner.in_one_piece()
     return {"metrics": found, "weights": dict(whole.model.state_dict()), "state": learner.state()}

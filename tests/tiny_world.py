@@ -49,6 +49,7 @@ LEARNER = LearnerConfig(
     max_grad_norm=1.0,
     reward_weight=1.0,
     token_noise=0.0,
+    tokenizer_dropout=True,
     sampled_future_frames=2,
     embed_codes=False,
     freeze_codebooks=False,

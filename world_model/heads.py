@@ -37,7 +37,11 @@ class Head(nn.Linear):
         raise NotImplementedError
 
     def loss(self, raw: Tensor, target: Tensor) -> Tensor:
-        """Of raw predictions against targets in environment units, both (B, F) -> ()."""
+        """Mean over raw predictions with a target in environment units, both (B, F), NaN where there is none -> ()."""
+        known = target.isfinite()
+        return (self._errors(raw, target.nan_to_num().float()) * known).sum() / known.sum().clamp_min(1)
+
+    def _errors(self, raw: Tensor, target: Tensor) -> Tensor:
         raise NotImplementedError
 
 
@@ -47,20 +51,18 @@ class RewardHead(Head):
     def value(self, raw: Tensor) -> Tensor:
         return symexp(raw)
 
-    def loss(self, raw: Tensor, target: Tensor) -> Tensor:
-        return F.mse_loss(raw, symlog(target.float()))
+    def _errors(self, raw: Tensor, target: Tensor) -> Tensor:
+        return F.mse_loss(raw, symlog(target), reduction="none")
 
 
 class ProbabilityHead(Head):
-    """Of an event that happened (1), did not (0), or of which nothing is known (NaN)."""
+    """Of an event that happened (1), or did not (0)."""
 
     def value(self, raw: Tensor) -> Tensor:
         return raw.sigmoid()
 
-    def loss(self, raw: Tensor, target: Tensor) -> Tensor:
-        known = target.isfinite()
-        error = F.binary_cross_entropy_with_logits(raw, target.nan_to_num().float(), reduction="none")
-        return (error * known).sum() / known.sum().clamp_min(1)
+    def _errors(self, raw: Tensor, target: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(raw, target, reduction="none")
 
 
 HEADS: dict[str, type[Head]] = {"reward": RewardHead, "success": ProbabilityHead, "continue": ProbabilityHead}

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from world_model import parallel
 from world_model.adversary import Adversary, DiscriminatorConfig
 from world_model.api import Clips, ClipSampler, Dream, Origin
-from world_model.losses import TokenizerLoss, TransformerLoss
+from world_model.losses import Target, TokenizerLoss, TransformerLoss
 from world_model.metrics import copied_share, moved, moving_errors
 from world_model.model import IVideoGPT
 from world_model.perceptual import LPIPS
@@ -76,6 +76,7 @@ class LearnerConfig:
     max_grad_norm: float
     reward_weight: float
     token_noise: float  # most of the dynamics tokens it reads that are replaced by random ones; 0 as officially
+    tokenizer_dropout: bool  # while the tokenizer learns; officially only in pre-training
     sampled_future_frames: int  # F, future frames of a clip that the tokenizer reconstructs in one update
     embed_codes: bool  # a transformer that has learned nothing begins with the tokenizer's codes; false as officially
     freeze_codebooks: bool  # as officially when starting from pre-trained weights
@@ -119,12 +120,19 @@ def training_mode(module: nn.Module) -> Iterator[None]:
         module.eval()
 
 
-def split_targets(clips: Clips | TokenClips, parts: int) -> list[dict[str, Tensor]]:
-    """What the heads learn from, for each of the parts of a batch."""
-    split = {"reward": clips.rewards.chunk(parts)}
+def split_targets(clips: Clips | TokenClips, clean: Tensor, parts: int) -> list[dict[str, Target]]:
+    """What the heads learn from, for each of the parts of a batch; nothing in clips that are not `clean`, bool (B,)."""
+    targets = {"reward": clips.rewards}
     if isinstance(clips, Clips) and clips.successes is not None:
-        split["success"] = clips.successes.chunk(parts)
-    return [{name: chunks[i] for name, chunks in split.items()} for i in range(parts)]
+        targets["success"] = clips.successes
+    split: list[dict[str, Target]] = [{} for _ in range(parts)]
+    for name, target in targets.items():
+        target = target.where(clean[:, None], torch.nan)
+        known = target.isfinite().float()
+        share = parallel.total(known.mean()) / parallel.processes()
+        for part, values in zip(split, target.chunk(parts), strict=True):
+            part[name] = Target(values, values.isfinite().float().mean() / share.clamp_min(1e-6))
+    return split
 
 
 class WorldModelLearner:
@@ -176,11 +184,16 @@ class WorldModelLearner:
         tokenizer = [p for p in model.tokenizer.parameters() if p.requires_grad]
         transformer = [p for name, p in model.named_parameters() if not name.startswith("tokenizer.")]
         self.parameters = {"tokenizer": tokenizer, "transformer": transformer}
+        embedding = model.transformer.embedding.weight
+
+        def decays(parameter: nn.Parameter) -> bool:  # matrices; of the token embedding not, as officially
+            return parameter.dim() > 1 and parameter is not embedding
+
         self.optimizers = {
             name: torch.optim.AdamW(
                 [
-                    {"params": [p for p in parameters if p.dim() > 1], "weight_decay": config.weight_decay},
-                    {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+                    {"params": [p for p in parameters if decays(p)], "weight_decay": config.weight_decay},
+                    {"params": [p for p in parameters if not decays(p)], "weight_decay": 0.0},
                 ],
                 lr=getattr(config, f"{name}_lr"),
                 fused=True,
@@ -278,11 +291,18 @@ class WorldModelLearner:
         """
         metrics: dict[str, Tensor] = {}
         with self._still, training_mode(self.model):
+            self.model.tokenizer.train(self.config.tokenizer_dropout)
             if frames is not None:
                 metrics |= self._update_tokenizer(frames)
-            if clips is not None and self.updates["tokenizer"] >= self.config.quantize_after:
+            if clips is not None and self._codes_are_used:
                 metrics |= self._update_transformer(clips)
         return metrics
+
+    @property
+    def _codes_are_used(self) -> bool:
+        """Whether the codebooks have had an update: before it, those that start at random are of no use."""
+        after = self.config.quantize_after
+        return after == 0 or self.updates["tokenizer"] > after
 
     def _rate(self, name: str) -> float:
         """The learning rate of the update that is being made."""
@@ -313,25 +333,29 @@ class WorldModelLearner:
         optimizer.step()
         return parallel.mean(found) | {f"{name}_grad_norm": parallel.whole(norm)}, given
 
-    def _choose(self, future: int, device: torch.device) -> Tensor:
-        """Which of the future frames to reconstruct: uniformly from a clip; from a longer span half of them near.
+    def _choose(self, clips: int, future: int, device: torch.device) -> Tensor:
+        """Which future frames of each clip to reconstruct, int64 (B, F): any; from a longer span half of them near.
 
         Far frames differ much from the context, which teaches what the robot looks like anywhere; near ones are what
         dreams are made of.
         """
-        count, clip = self.config.sampled_future_frames, self.config.segment_length - self.model.layout.context_length
+        count, near = self.config.sampled_future_frames, self.config.segment_length - self.model.layout.context_length
+        rows = clips * parallel.processes()  # drawn for all processes, whichever this is
 
         def draw(among: int, count: int) -> Tensor:
-            return torch.randperm(among, generator=self.generator, device=device)[:count]
+            return torch.rand(rows, among, generator=self.generator, device=device).argsort(1)[:, :count]
 
-        if future <= clip:
-            return draw(future, count)
-        return torch.cat([draw(clip, count - count // 2), draw(future, count // 2)])
+        if future <= near:
+            chosen = draw(future, count)
+        else:
+            chosen = torch.cat([draw(near, count - count // 2), draw(future, count // 2)], dim=1)
+        return chosen[parallel.mine(rows)]
 
     def _update_tokenizer(self, frames: Tensor) -> dict[str, Tensor]:
         config, context_length = self.config, self.model.layout.context_length
-        chosen = self._choose(frames.shape[1] - context_length, frames.device)
-        context, target = frames[:, :context_length], frames[:, context_length + chosen]  # (B, K, ...), (B, F, ...)
+        chosen = self._choose(len(frames), frames.shape[1] - context_length, frames.device)  # (B, F)
+        rows = torch.arange(len(frames), device=frames.device)[:, None]
+        context, target = frames[:, :context_length], frames[rows, context_length + chosen]  # (B, K, ...), (B, F, ...)
         quantized = self.updates["tokenizer"] >= config.quantize_after
         moving_values = frames.new_ones(())
         if config.motion_weight:
@@ -381,27 +405,31 @@ class WorldModelLearner:
             self.model.begin(self.generator)
         with self.autocast():
             tokens = clips.tokens if isinstance(clips, TokenClips) else self.model.tokens(clips.frames)[0]
-        batch = (self._noisy(tokens), self.model.layout.labels(tokens), clips.actions)
-        targets = split_targets(clips, self.accumulate)
+        noisy, clean = self._corrupt(tokens)
+        batch = (noisy, self.model.layout.labels(tokens), clips.actions)
+        targets = split_targets(clips, clean, self.accumulate)
         parts = zip(*(field.chunk(self.accumulate) for field in batch), targets, strict=True)
         return self._step("transformer", list(parts))[0]
 
-    def _noisy(self, tokens: Tensor) -> Tensor:
-        """Tokens (B, L) of which a share, drawn for each clip from 0 to `token_noise`, is random among the dynamics.
+    def _corrupt(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Replace dynamics tokens (B, L) of every other clip at random; also says which clips are clean, bool (B,).
 
-        What a frame shows then follows less from the frame before and more from the context and the actions since, and
-        a dream is less led astray by its own mistakes.
+        The share of a clip is drawn from 0 to `token_noise`. What a frame shows then follows less from the frame before
+        and more from the context and the actions since, and a dream is less led astray by its own mistakes. What a
+        decision earned can't be read from random tokens, so the heads learn from the clean clips alone.
         """
-        if not self.config.token_noise:
-            return tokens
         layout, device = self.model.layout, tokens.device
+        if not self.config.token_noise:
+            return tokens, torch.ones(len(tokens), dtype=torch.bool, device=device)
         whole = (len(tokens) * parallel.processes(), tokens.shape[1])  # drawn for all, whoever asks
         share = self.config.token_noise * torch.rand(whole[0], 1, generator=self.generator, device=device)
         hit = torch.rand(whole, generator=self.generator, device=device) < share
         first, end = layout.first_dynamics_id, layout.first_dynamics_id + layout.dynamics_codes
         random = torch.randint(first, end, whole, generator=self.generator, device=device)
-        hit, random = (drawn[parallel.mine(whole[0])] for drawn in (hit, random))
-        return torch.where(hit & (tokens >= first) & (tokens < end), random, tokens)
+        clean = torch.arange(whole[0], device=device) % 2 == 1
+        hit, random, clean = (drawn[parallel.mine(whole[0])] for drawn in (hit, random, clean))
+        hit = hit & ~clean[:, None] & (tokens >= first) & (tokens < end)
+        return torch.where(hit, random, tokens), clean
 
     def in_one_piece(self) -> "WorldModelLearner":
         """This learner, its model put together where processes keep shares of it: to look at and to save."""

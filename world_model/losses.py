@@ -7,6 +7,7 @@ Letters: B clips, T frames, K context frames, F sampled future frames, L tokens,
 """
 
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -88,6 +89,13 @@ class TokenizerLoss(nn.Module):
         return difference.abs() + self.mse_weight * difference.square()
 
 
+class Target(NamedTuple):
+    """What a head learns from in a part of a batch."""
+
+    values: Tensor  # float (B, T), environment units, NaN where nothing is known
+    weight: Tensor  # (), of the part's mean, so that the mean over all parts is that over all that is known
+
+
 class TransformerLoss(nn.Module):
     """Cross-entropy of the next token and the losses of the heads.
 
@@ -103,12 +111,12 @@ class TransformerLoss(nn.Module):
         self.head_weights = dict(head_weights)
 
     def forward(
-        self, tokens: Tensor, labels: Tensor, actions: Tensor, targets: Mapping[str, Tensor]
+        self, tokens: Tensor, labels: Tensor, actions: Tensor, targets: Mapping[str, Target]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Tokens, labels (B, L), actions (B, T, A), targets (B, T) each, as in `IVideoGPT.predict` -> loss, terms."""
-        out = self.predict(tokens, labels, actions, targets)
+        out = self.predict(tokens, labels, actions, {name: target.values for name, target in targets.items()})
         loss, terms = out.ce_loss, {"transformer_ce_loss": out.ce_loss}
-        for name, head_loss in out.head_losses.items():
-            loss = loss + self.head_weights.get(name, 1.0) * head_loss
-            terms[f"{name}_loss"] = head_loss
+        for name, mean in out.head_losses.items():
+            terms[f"{name}_loss"] = targets[name].weight * mean
+            loss = loss + self.head_weights.get(name, 1.0) * terms[f"{name}_loss"]
         return loss, {name: term.detach() for name, term in (terms | {"transformer_loss": loss}).items()}
