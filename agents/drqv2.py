@@ -30,6 +30,7 @@ from agents.api import InvalidConfig, TransitionBatch
 from agents.networks import ENCODERS, MLP, Encoder, Trunk, orthogonal_init, random_shift
 from agents.saving import flat_weights, load_flat_weights
 from agents.schedules import lowest_value, parse_schedule
+from agents.seeding import substreams
 
 SHIFT = 4  # pixels of random shift in each direction
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -123,6 +124,7 @@ class DrQv2:
         self._stddev = parse_schedule(config.stddev_schedule)
         self._guide_weight = parse_schedule(config.guide_schedule)
         self._bf16 = config.precision == "bf16" or (config.precision == "auto" and _cpu_has_bf16(self.device))
+        weights_seed, noise_seed = substreams(seed, 2)
 
         sizes = (action_dim, config.feature_dim, config.hidden_dim)
         with torch.device("meta"):  # so that no layer draws from the global random state
@@ -131,7 +133,7 @@ class DrQv2:
             self.critic = Critic(self.encoder.repr_dim, *sizes)
             self.critic_target = Critic(self.encoder.repr_dim, *sizes)
         # Drawn on the CPU, so that a seed means the same weights on every device.
-        weights_generator = torch.Generator().manual_seed(seed)
+        weights_generator = torch.Generator().manual_seed(weights_seed)
         for network in self._networks().values():
             network.to_empty(device="cpu")
             orthogonal_init(network, weights_generator)
@@ -145,7 +147,7 @@ class DrQv2:
         critic_parameters = [*self.encoder.parameters(), *self.critic.parameters()]
         self._critic_optimizer = torch.optim.Adam(critic_parameters, lr=config.lr, fused=True)
         self._actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=config.lr, fused=True)
-        self._generator = torch.Generator(self.device).manual_seed(seed)
+        self._generator = torch.Generator(self.device).manual_seed(noise_seed)
 
     def begin_episode(self, eval_mode: bool) -> None:
         """It remembers nothing."""

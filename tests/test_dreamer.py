@@ -13,6 +13,7 @@ from tiny import Command, different, train
 
 import envs
 from agents import DreamerV3, InvalidConfig, StateMismatch, StreamBatch
+from agents.dreamerv3 import agent as agent_module
 from agents.dreamerv3.nets import Decoder, Encoder, NormSiLU, UpConv
 from agents.dreamerv3.rssm import State
 from mbrl.dreamer import Dreamer
@@ -125,6 +126,20 @@ def test_what_it_saw_counts_until_the_episode_ends():
     first = fresh.act(last, 0, eval_mode=True)
     assert torch.equal(actions(make_agent(), begin=True), first)
     assert not torch.equal(actions(make_agent(), begin=False), first)
+
+
+def test_weights_noise_and_evaluation_come_from_streams_of_their_own(monkeypatch: pytest.MonkeyPatch):
+    drawn: list[int] = []
+    initialise = agent_module.initialise
+
+    def noted(network: Any, generator: torch.Generator, *arguments: Any) -> None:
+        drawn.append(generator.initial_seed())
+        initialise(network, generator, *arguments)
+
+    monkeypatch.setattr(agent_module, "initialise", noted)
+    agents = [make_agent(seed) for seed in (1, 2)]
+    noises = [noise.generator.initial_seed() for a in agents for noise in (a.noise, a._evaluation_noise)]
+    assert len({*drawn, *noises}) == 2 * 3, "agents of seeds 1 and 2 share none either"
 
 
 def test_only_the_newest_frame_counts():

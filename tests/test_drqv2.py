@@ -276,6 +276,19 @@ def test_the_guide_imitates_where_rewards_say_nothing():
     assert distance(learner) < 0.5 * before
 
 
+def test_first_weights_and_noise_come_from_streams_of_their_own(monkeypatch):
+    drawn = set()
+    monkeypatch.setattr("agents.drqv2.orthogonal_init", lambda network, generator: drawn.add(generator.initial_seed()))
+    noise = {agent(seed=seed)._generator.initial_seed() for seed in (1, 2)}
+    assert len(drawn | noise) == 2 * 2
+
+
+def test_uniform_evaluation_does_not_repeat_training():
+    uniform, obs = Uniform(2, "cpu", seed=1), batch(0).obs
+    training, evaluation = (uniform.act(obs, 0, eval_mode=mode) for mode in (False, True))
+    assert (training != evaluation).all()
+
+
 def test_uniform_actions_and_their_state():
     one, two, obs = Uniform(2, "cpu", seed=1), Uniform(2, "cpu", seed=1), batch(0, size=500).obs
     actions = one.act(obs, 0, eval_mode=False)
