@@ -31,15 +31,9 @@ class Uniform:
         generator = self._evaluation if eval_mode else self._training
         return torch.rand(len(obs), self.action_dim, generator=generator, device=self.device) * 2 - 1
 
-    def update(
-        self, batch: TransitionBatch, decision: int, demonstrations: TransitionBatch | None = None
-    ) -> dict[str, Tensor]:
+    def update(self, batch: TransitionBatch, decision: int) -> dict[str, Tensor]:
         """Learns nothing."""
         return {}
-
-    def guide_batch_size(self, decision: int) -> int:
-        """It follows no demonstrations."""
-        return 0
 
     def weights(self) -> dict[str, Tensor]:
         """It has none."""

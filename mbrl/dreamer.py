@@ -25,7 +25,7 @@ class Dreamer(Trainer):
 
         while self.frame < s.num_seed_frames:
             self.remember()
-            self.act(self.random)
+            self.act(self.seed_agent)
 
         while self.frame < s.num_train_frames:
             self.remember()

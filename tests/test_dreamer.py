@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import Command, different, tiny, train
+from tiny import Command, different, train
 
 import envs
 from agents import DreamerV3, InvalidConfig, StateMismatch, StreamBatch
-from agents.dreamerv3 import agent as agent_module
 from agents.dreamerv3.nets import Decoder, Encoder, NormSiLU, UpConv
 from agents.dreamerv3.rssm import State
 from mbrl.dreamer import Dreamer
@@ -126,20 +125,6 @@ def test_what_it_saw_counts_until_the_episode_ends():
     first = fresh.act(last, 0, eval_mode=True)
     assert torch.equal(actions(make_agent(), begin=True), first)
     assert not torch.equal(actions(make_agent(), begin=False), first)
-
-
-def test_weights_noise_and_evaluation_come_from_streams_of_their_own(monkeypatch: pytest.MonkeyPatch):
-    drawn: list[int] = []
-    initialise = agent_module.initialise
-
-    def noted(network: Any, generator: torch.Generator, *arguments: Any) -> None:
-        drawn.append(generator.initial_seed())
-        initialise(network, generator, *arguments)
-
-    monkeypatch.setattr(agent_module, "initialise", noted)
-    agents = [make_agent(seed) for seed in (1, 2)]
-    noises = [noise.generator.initial_seed() for a in agents for noise in (a.noise, a._evaluation_noise)]
-    assert len({*drawn, *noises}) == 2 * 3, "agents of seeds 1 and 2 share none either"
 
 
 def test_only_the_newest_frame_counts():
@@ -366,45 +351,6 @@ def test_a_run_cut_off_ends_bit_equal(whole: Path, run_root: Path, monkeypatch: 
         [line.rsplit(",", 1)[0] for line in (run / "eval.csv").read_text().splitlines()] for run in (whole, again)
     ]
     assert without_time[0] == without_time[1]
-
-
-@pytest.fixture
-def cut_dreamer(run_root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run stopped at frame 110, while learning; its last checkpoint is that of frame 80."""
-    act = Trainer.act
-
-    def until(self: Trainer, agent: Any) -> None:
-        act(self, agent)
-        if self.frame == 110:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "act", until)
-        with pytest.raises(KeyboardInterrupt):
-            train(run_root, *TINY_DREAMER)
-    return run_root / "toy" / "reach" / "dreamerv3" / "1"
-
-
-def test_a_damaged_episode_moves_no_state_to_another_step(cut_dreamer: Path, run_root: Path):
-    """The steps behind it lie in other slots after a restart. A first step's state depends on the weights alone."""
-    (cut_dreamer / "replay" / "000003.npz").write_bytes(b"damaged")
-    with Run.open(load(tiny(run_root, *TINY_DREAMER))) as run:
-        loop = Dreamer(run)
-        with pytest.warns(UserWarning, match=r"skipping damaged episode .*000003"):
-            loop.begin()
-        loop.remember()
-        stream = loop.replay.sample_stream(1, loop.replay.num_frames, newest=[loop.replay.num_frames])
-        states = loop.agent._states
-        assert states is not None
-        deter = states.read(stream.slots[0]).deter
-        first = stream.is_first[0]
-        assert first.sum() == loop.replay.num_episodes == 5
-        assert len(deter[first].unique(dim=0)) == 1
-        assert (deter[~first] != deter[first][0]).any(1).all()
-        assert loop.remembered == loop.replay.frames_added
-        loop.close()
-    with pytest.warns(UserWarning, match="skipping damaged episode"):
-        train(run_root, *TINY_DREAMER)
 
 
 def test_evaluating_changes_no_weight(whole: Path, run_root: Path):

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from agents.api import StreamBatch, TransitionBatch
+from agents.api import StreamBatch
 from agents.dreamerv3.behaviour import Behaviour
 from agents.dreamerv3.config import SIZES, DreamerV3Config
 from agents.dreamerv3.memory import StateMemory
@@ -186,9 +186,7 @@ class DreamerV3:
         states, _ = self.model.rssm.observe(start, features, actions, stream.is_first, self.noise)
         self._states.write(stream.slots, states)
 
-    def update(
-        self, batch: StreamBatch, decision: int, demonstrations: TransitionBatch | None = None
-    ) -> dict[str, Tensor]:
+    def update(self, batch: StreamBatch, decision: int) -> dict[str, Tensor]:
         """One step of world model, actor and critic on windows (B, 1 + T); the first step of each is context.
 
         Returns:
@@ -234,10 +232,6 @@ class DreamerV3:
         total = torch.stack([scales.get(name, 1.0) * value for name, value in means.items()]).sum()
         metrics = {f"{name}_loss": value.detach() for name, value in means.items()} | metrics | more
         return total, first, metrics | {"loss": total.detach()}
-
-    def guide_batch_size(self, decision: int) -> int:
-        """Demonstrations reach it through the replay alone."""
-        return 0
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16)
