@@ -34,8 +34,8 @@ PLAIN = {
 }
 PRESETS = ("smoke", "small", "paper")
 # What the README tells people to write or to look for.
-NAMES = """Simulator expert_action task_names make TASKS RULES Agent make_agent Settings LOOPS learn_to_act make_world
-    dream imagine save_pretrained update autocast state load_state""".split()
+NAMES = """Simulator expert_action task_names make TASKS RULES Agent make_agent Settings LOOPS BehaviourCloner
+    make_world dream imagine save_pretrained update autocast state load_state""".split()
 COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 # Every key of the agent and of the world model once, in seconds: episodes of 20 decisions, one evaluation, cloning.
