@@ -32,8 +32,8 @@ Letters: B batch, L steps of a window, C stacked channels, H W picture, A action
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -86,29 +86,27 @@ class Agent(Protocol):
     """The contract that the loops in `mbrl/` rely on."""
 
     def begin_episode(self, eval_mode: bool) -> None:
-        """The next `act` with this `eval_mode` sees the first observation of an episode.
+        """The next `act` with this `eval_mode` sees the first observations of B episodes; their number fixes B.
 
-        An agent with a memory forgets the episode before. Training and evaluation have memories of their own.
+        They run side by side: until the next `begin_episode` row i of `act` belongs to episode i, and an episode
+        that is over keeps its row (any observation will do, its action is ignored). An agent with a memory forgets
+        the episodes before. Training and evaluation have memories of their own.
         """
         ...
 
     def act(self, obs: Tensor, decision: int, eval_mode: bool) -> Tensor:
-        """Actions float32 (B, A) in [-1, 1] for obs uint8 (B, C, H, W).
+        """Actions float32 (B, A) in [-1, 1] for obs uint8 (B, C, H, W); no row depends on another row's observation.
 
         `decision` counts the decisions taken so far in the run (it drives exploration schedules). With
         `eval_mode` the agent acts without exploring and leaves its training randomness untouched.
         """
         ...
 
-    def update(self, batch: Any, decision: int, demonstrations: TransitionBatch | None = None) -> dict[str, Tensor]:
+    def update(self, batch: Any, decision: int) -> dict[str, Tensor]:
         """One learning step; returns a flat dict of detached scalars, still on the device.
 
         `batch` is what the agent's loop samples: a `TransitionBatch`, or a `StreamBatch` for one with a memory.
         """
-        ...
-
-    def guide_batch_size(self, decision: int) -> int:
-        """How many demonstration transitions `update` wants at `decision`; 0 when it would not look at them."""
         ...
 
     def weights(self) -> dict[str, Tensor]:
@@ -125,4 +123,15 @@ class Agent(Protocol):
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Takes over what `state()` returned on a device of the same kind."""
+        ...
+
+
+@runtime_checkable
+class BehaviourCloner(Protocol):
+    """What an agent has besides that imitates demonstrations. The loop sets `demonstrations` once, if there are any."""
+
+    demonstrations: Callable[[int], TransitionBatch] | None  # draws so many transitions
+
+    def clone(self) -> Iterator[dict[str, Tensor]]:
+        """Behaviour cloning before the first frame: one learning step an item, which is as `update`'s result."""
         ...

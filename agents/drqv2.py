@@ -2,14 +2,21 @@
 
 Yarats, Fergus, Lazaric, Pinto: "Mastering Visual Continuous Control: Improved Data-Augmented Reinforcement
 Learning" (2021), arXiv 2107.09645. DDPG with n-step returns, clipped double Q-learning, exploration noise on
-a schedule, and one encoder that only the critic trains. With `encoder="drqv2"`, `guide_schedule="0"` and
-`precision="fp32"` this is the published algorithm at 64x64. Ours and optional are
+a schedule, and one encoder that only the critic trains. With `encoder="drqv2"`, `precision="fp32"` and all that
+follows turned off this is the published algorithm at 64x64. Optional are
 
 - `encoder="strided"`: a cheaper encoder for machines without a GPU;
-- the *guide*: behaviour cloning on demonstrations, annealed to nothing by `guide_schedule` (see `update`);
-- `precision="bf16"`: matrix products in bfloat16; losses, targets and the last layers stay in float32.
+- `precision="bf16"`: matrix products in bfloat16; losses, targets and the last layers stay in float32;
+- behaviour cloning (bc) on demonstrations: `bc_updates` of it before the first frame (see `clone`), and beside the
+  reinforcement learning with a weight that follows `bc_schedule` (see `update`);
+- `ibrl`: imitation bootstrapped reinforcement learning (Hu et al. 2023, arXiv 2311.02198, algorithm 1): a frozen
+  copy of the cloned policy proposes an action too, and the better of the two is taken (see `_better`);
+- `layer_norm` in the critic's MLPs;
+- `actor_average`: evaluation acts with an exponential average of the weights of encoder and actor.
 
     agent = DrQv2(obs_shape=(9, 64, 64), action_dim=4, config=config, device="cpu", seed=1)
+    agent.demonstrations = sampler                         # for behaviour cloning
+    for metrics in agent.clone(): ...
     action = agent.act(obs, decision, eval_mode=False)     # (B, A)
     metrics = agent.update(batch, decision)                # flat dict of detached scalars
 
@@ -18,8 +25,10 @@ Letters: B batch, D demonstration batch, C stacked channels, H W picture, A acti
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -29,7 +38,8 @@ from torch import Tensor, nn
 from agents.api import InvalidConfig, TransitionBatch
 from agents.networks import ENCODERS, MLP, Encoder, Trunk, orthogonal_init, random_shift
 from agents.saving import flat_weights, load_flat_weights
-from agents.schedules import lowest_value, parse_schedule
+from agents.schedules import parse_schedule, value_range
+from agents.seeding import substreams
 
 SHIFT = 4  # pixels of random shift in each direction
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -50,8 +60,12 @@ class DrQv2Config:
     critic_target_tau: float
     stddev_schedule: str  # exploration noise, e.g. "linear(1.0,0.1,100000)"
     stddev_clip: float
-    guide_schedule: str  # weight of behaviour cloning, e.g. "linear(1.0,0.0,8000)"; "0" turns it off
-    guide_batch_size: int  # demonstration transitions that the loop hands to `update` while the guide is on
+    bc_updates: int  # of behaviour cloning before the first frame
+    bc_schedule: str  # weight of behaviour cloning in `update`, e.g. "linear(1.0,0.0,8000)"; "0" turns it off
+    bc_batch_size: int  # demonstrated transitions of one such loss
+    ibrl: bool  # take the better of the actor's and the frozen clone's action
+    layer_norm: bool  # in the critic's MLPs
+    actor_average: float  # decay an update of the averaged weights that evaluation acts with; 0 turns it off
     precision: str  # "auto": bf16 on a CPU that computes with it, fp32 elsewhere
 
     def __post_init__(self) -> None:
@@ -64,13 +78,19 @@ class DrQv2Config:
             "lr",
             "critic_target_tau",
             "stddev_clip",
-            "guide_batch_size",
+            "bc_batch_size",
         ):
             if not getattr(self, name) > 0:
                 raise InvalidConfig(f"{name}={getattr(self, name)!r} must be larger than zero")
-        for name in ("stddev_schedule", "guide_schedule"):
-            if lowest_value(getattr(self, name)) < 0:
+        for name in ("stddev_schedule", "bc_schedule"):
+            if value_range(getattr(self, name))[0] < 0:
                 raise InvalidConfig(f"{name}={getattr(self, name)!r} must not be negative")
+        if self.bc_updates < 0:
+            raise InvalidConfig(f"bc_updates={self.bc_updates} must not be negative")
+        if not 0 <= self.actor_average < 1:
+            raise InvalidConfig(f"actor_average={self.actor_average} must be at least 0 and less than 1")
+        if self.ibrl and not self.bc_updates:
+            raise InvalidConfig("ibrl=true needs a cloned policy: set bc_updates above 0")
 
 
 class Actor(nn.Module):
@@ -88,15 +108,32 @@ class Actor(nn.Module):
 class Critic(nn.Module):
     """Features (B, F) and actions (B, A) -> two estimates of Q, each (B, 1)."""
 
-    def __init__(self, repr_dim: int, action_dim: int, feature_dim: int, hidden_dim: int) -> None:
+    def __init__(self, repr_dim: int, action_dim: int, feature_dim: int, hidden_dim: int, layer_norm: bool) -> None:
         super().__init__()
         self.trunk = Trunk(repr_dim, feature_dim)
-        self.Q1 = MLP(feature_dim + action_dim, hidden_dim, 1)
-        self.Q2 = MLP(feature_dim + action_dim, hidden_dim, 1)
+        self.Q1 = MLP(feature_dim + action_dim, hidden_dim, 1, layer_norm)
+        self.Q2 = MLP(feature_dim + action_dim, hidden_dim, 1, layer_norm)
 
     def forward(self, features: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         hidden = torch.cat([self.trunk(features), action], dim=-1)  # (B, feature_dim + A)
         return self.Q1(hidden), self.Q2(hidden)
+
+
+class Policy(nn.Module):
+    """A copy of encoder and actor that no loss trains: obs (B, C, H, W) -> mean action (B, A)."""
+
+    def __init__(self, encoder: Encoder, actor: Actor) -> None:
+        super().__init__()
+        self.encoder, self.actor = copy.deepcopy(encoder), copy.deepcopy(actor)
+        self.requires_grad_(False)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return self.actor(self.encoder(obs))
+
+    @torch.no_grad()
+    def follow(self, encoder: Encoder, actor: Actor, rate: float) -> None:
+        """Moves the weights by `rate` of the way to those of `encoder` and `actor`; 1 takes them over."""
+        torch._foreach_lerp_(list(self.parameters()), [*encoder.parameters(), *actor.parameters()], rate)
 
 
 class DrQv2:
@@ -121,17 +158,21 @@ class DrQv2:
         self.obs_shape, self.action_dim, self.config = obs_shape, action_dim, config
         self.device = torch.device(device)
         self._stddev = parse_schedule(config.stddev_schedule)
-        self._guide_weight = parse_schedule(config.guide_schedule)
+        self._bc_weight = parse_schedule(config.bc_schedule)
         self._bf16 = config.precision == "bf16" or (config.precision == "auto" and _cpu_has_bf16(self.device))
+        weights_seed, noise_seed = substreams(seed, 2)
 
         sizes = (action_dim, config.feature_dim, config.hidden_dim)
         with torch.device("meta"):  # so that no layer draws from the global random state
             self.encoder = Encoder(self.obs_shape, config.encoder)
             self.actor = Actor(self.encoder.repr_dim, *sizes)
-            self.critic = Critic(self.encoder.repr_dim, *sizes)
-            self.critic_target = Critic(self.encoder.repr_dim, *sizes)
+            self.critic = Critic(self.encoder.repr_dim, *sizes, config.layer_norm)
+            self.critic_target = Critic(self.encoder.repr_dim, *sizes, config.layer_norm)
+        self.demonstrations: Callable[[int], TransitionBatch] | None = None  # draws so many of them
+        self.cloned: Policy | None = None
+        self.average: Policy | None = None
         # Drawn on the CPU, so that a seed means the same weights on every device.
-        weights_generator = torch.Generator().manual_seed(seed)
+        weights_generator = torch.Generator().manual_seed(weights_seed)
         for network in self._networks().values():
             network.to_empty(device="cpu")
             orthogonal_init(network, weights_generator)
@@ -140,53 +181,84 @@ class DrQv2:
         self.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.critic_target.load_state_dict(self.critic.state_dict())
         self.critic_target.requires_grad_(False)
+        if config.ibrl:
+            self.cloned = Policy(self.encoder, self.actor)
+        if config.actor_average:
+            self.average = Policy(self.encoder, self.actor)
 
         # The critic's loss trains the encoder too; DrQ-v2 does the same with two optimizers.
         critic_parameters = [*self.encoder.parameters(), *self.critic.parameters()]
         self._critic_optimizer = torch.optim.Adam(critic_parameters, lr=config.lr, fused=True)
         self._actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=config.lr, fused=True)
-        self._generator = torch.Generator(self.device).manual_seed(seed)
+        self._generator = torch.Generator(self.device).manual_seed(noise_seed)
 
     def begin_episode(self, eval_mode: bool) -> None:
-        """It remembers nothing."""
+        """Nothing: it is stateless."""
 
     @torch.no_grad()
     def act(self, obs: Tensor, decision: int, eval_mode: bool) -> Tensor:
-        """Actions float32 (B, A) in [-1, 1] for obs uint8 (B, C, H, W); with `eval_mode` the mean."""
+        """Actions float32 (B, A) in [-1, 1] for obs uint8 (B, C, H, W); with `eval_mode` without noise."""
         assert obs.dtype == torch.uint8, f"obs must be uint8 pictures, not {obs.dtype}"
         assert obs.shape[1:] == self.obs_shape, f"obs {tuple(obs.shape)} are not (B, *{self.obs_shape})"
+        obs = obs.to(self.device)
         with self._autocast():
-            mean = self.actor(self.encoder(obs.to(self.device)))
-        return mean if eval_mode else self._explore(mean, self._stddev(decision), clip=math.inf)
+            features = self.encoder(obs)
+            mean = self.average(obs) if eval_mode and self.average is not None else self.actor(features)
+            action = mean if eval_mode else self._explore(mean, self._stddev(decision), clip=math.inf)
+            if self.cloned is not None:
+                action, _ = self._better(features, action, self.cloned(obs))
+        return action
 
-    def update(
-        self, batch: TransitionBatch, decision: int, demonstrations: TransitionBatch | None = None
-    ) -> dict[str, Tensor]:
+    def clone(self) -> Iterator[dict[str, Tensor]]:
+        """`bc_updates` steps of behaviour cloning of encoder and actor; the optimizers of `update` know nothing of it.
+
+        Yields:
+            `bc_loss` of each step, a detached scalar on the device.
+        """
+        parameters = [*self.encoder.parameters(), *self.actor.parameters()]
+        optimizer = torch.optim.Adam(parameters, lr=self.config.lr, fused=True)
+        for _ in range(self.config.bc_updates):
+            loss = self._bc_loss()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            yield {"bc_loss": loss.detach()}
+        for policy in (self.cloned, self.average):
+            if policy is not None:
+                policy.follow(self.encoder, self.actor, rate=1.0)
+
+    def update(self, batch: TransitionBatch, decision: int) -> dict[str, Tensor]:
         """One step of critic, encoder, actor and target.
 
-        While the guide's weight is above zero and `demonstrations` (any batch size D) is given, the actor is
-        also pulled towards the demonstrated actions. Otherwise the step is plain DrQ-v2, to the last bit.
+        While `bc_schedule` is above zero and there are `demonstrations`, the actor is also pulled towards the
+        demonstrated actions. Otherwise the step is plain DrQ-v2, to the last bit.
 
         Returns:
-            `critic_loss`, `actor_loss` and, when guided, `guide_loss`: a non-finite one means that training
-            has failed. The rest is there to look at. All are detached scalars on the device.
+            `critic_loss`, `actor_loss` and, with behaviour cloning, `bc_loss`: a non-finite one means that
+            training has failed. The rest are metrics to log. All are detached scalars on the device.
         """
         batch = batch.to(self.device)
         stddev = self._stddev(decision)
-        guide_weight = self._guide_weight(decision)
+        bc_weight = self._bc_weight(decision)
 
         obs, next_obs = self._augment(batch.obs), self._augment(batch.next_obs)
+        ibrl_metrics: dict[str, Tensor] = {}
         with self._autocast(), torch.no_grad():
             next_features = self.encoder(next_obs)
             next_action = self._explore(self.actor(next_features), stddev, self.config.stddev_clip)
-            target_v = torch.min(*self.critic_target(next_features, next_action))
+            if self.cloned is not None:
+                cloned_action = self.cloned(next_obs)
+                next_action, target_v = self._better(next_features, next_action, cloned_action)
+                ibrl_metrics["ibrl_clone_share"] = (next_action == cloned_action).all(1).float().mean()
+            else:
+                target_v = torch.min(*self.critic_target(next_features, next_action))
             target_q = batch.reward + batch.discount * target_v  # (B, 1)
 
         with self._autocast():
             features = self.encoder(obs)  # (B, F)
             q1, q2 = self.critic(features, batch.action)
         critic_loss = F.mse_loss(q1, target_q) + F.mse_loss(q2, target_q)
-        metrics = {
+        metrics = ibrl_metrics | {
             "batch_reward": batch.reward.mean(),
             "critic_target_q": target_q.mean(),
             "critic_q1": q1.mean(),
@@ -196,8 +268,8 @@ class DrQv2:
         self._critic_optimizer.zero_grad(set_to_none=True)
         self._actor_optimizer.zero_grad(set_to_none=True)
         critic_loss.backward()
-        if demonstrations is not None and guide_weight > 0:
-            metrics |= self._guide(demonstrations.to(self.device), guide_weight, target_q)
+        if self.demonstrations is not None and bc_weight > 0:
+            metrics |= self._add_bc_gradient(bc_weight, target_q)
         self._critic_optimizer.step()
 
         features = features.detach()
@@ -205,7 +277,7 @@ class DrQv2:
             action = self._explore(self.actor(features), stddev, self.config.stddev_clip)
             q = torch.min(*self.critic(features, action))
         actor_loss = -q.mean()
-        # Only the actor's gradients are worked out; they add to those that the guide has left there.
+        # Only the actor's gradients are worked out; they add to those that behaviour cloning has left there.
         actor_loss.backward(inputs=list(self.actor.parameters()))
         self._actor_optimizer.step()
         metrics["actor_loss"] = actor_loss
@@ -213,29 +285,39 @@ class DrQv2:
         with torch.no_grad():
             tau = self.config.critic_target_tau
             torch._foreach_lerp_(list(self.critic_target.parameters()), list(self.critic.parameters()), tau)
+        if self.average is not None:
+            self.average.follow(self.encoder, self.actor, rate=1 - self.config.actor_average)
         return {name: value.detach() for name, value in metrics.items()}
 
-    def guide_batch_size(self, decision: int) -> int:
-        """Demonstration transitions that `update` uses at `decision`: none where the guide's weight is 0."""
-        return self.config.guide_batch_size if self._guide_weight(decision) > 0 else 0
+    def _better(self, features: Tensor, action: Tensor, cloned: Tensor) -> tuple[Tensor, Tensor]:
+        """IBRL: of two actions (B, A) the one of higher target Q at features (B, F), and that Q (B, 1)."""
+        ours = torch.min(*self.critic_target(features, action))
+        theirs = torch.min(*self.critic_target(features, cloned))
+        return torch.where(theirs > ours, cloned, action), torch.max(ours, theirs)
 
-    def _guide(self, demonstrations: TransitionBatch, weight: float, target_q: Tensor) -> dict[str, Tensor]:
+    def _bc_loss(self) -> Tensor:
+        """Mean squared error between the mean and the demonstrated action, on a fresh batch."""
+        assert self.demonstrations is not None, "behaviour cloning needs demonstrations"
+        batch = self.demonstrations(self.config.bc_batch_size).to(self.device)
+        with self._autocast():
+            mean = self.actor(self.encoder(self._augment(batch.obs)))  # (D, A)
+        return F.mse_loss(mean, batch.action)
+
+    def _add_bc_gradient(self, weight: float, target_q: Tensor) -> dict[str, Tensor]:
         """Adds the gradient of weight * |Q| * MSE(mean, demonstrated action) to actor and encoder.
 
         |Q| is the mean magnitude of the critic's targets (never taken below 1). Without it a weight would
         mean nothing: with the success bonus Q goes from 0 to some hundreds within a thousand updates, and
-        the guide would be drowned just when it is needed. It is TD3+BC's normalisation (Fujimoto & Gu 2021,
+        cloning would be drowned just when it is needed. It is TD3+BC's normalisation (Fujimoto & Gu 2021,
         eq. 5) moved to the other term, so that a weight of zero leaves DrQ-v2's own loss.
 
         The gradient reaches the encoder on purpose. In the first thousands of frames the critic's targets say
         little about where the hand and the object are, while a demonstrated action depends on just that.
         """
-        with self._autocast():
-            mean = self.actor(self.encoder(self._augment(demonstrations.obs)))  # (D, A)
-        guide_loss = F.mse_loss(mean, demonstrations.action)
+        bc_loss = self._bc_loss()
         magnitude = target_q.abs().mean().clamp(min=1.0)
-        (weight * magnitude * guide_loss).backward()
-        return {"guide_loss": guide_loss, "guide_weight": guide_loss.new_full((), weight)}
+        (weight * magnitude * bc_loss).backward()
+        return {"bc_loss": bc_loss, "bc_weight": bc_loss.new_full((), weight)}
 
     def _explore(self, mean: Tensor, stddev: float, clip: float) -> Tensor:
         """Mean plus clipped Gaussian noise, kept in [-1, 1]; the gradient passes as if nothing were cut."""
@@ -253,12 +335,15 @@ class DrQv2:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16, cache_enabled=False)
 
     def _networks(self) -> dict[str, nn.Module]:
-        return {
+        networks: dict[str, nn.Module | None] = {
             "encoder": self.encoder,
             "actor": self.actor,
             "critic": self.critic,
             "critic_target": self.critic_target,
+            "cloned": self.cloned,
+            "average": self.average,
         }
+        return {name: network for name, network in networks.items() if network is not None}
 
     def weights(self) -> dict[str, Tensor]:
         """Every weight under one flat name, `critic.Q1.output.bias` say (for safetensors)."""

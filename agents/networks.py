@@ -52,16 +52,19 @@ class Trunk(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two hidden layers. The last one computes in float32: a Q of some hundreds has no digits in bfloat16."""
+    """Two hidden layers. The last one computes in float32: a Q of some hundreds has no digits in bfloat16.
 
-    def __init__(self, input_dim: int, hidden_dim: int, output_dim: int) -> None:
+    `layer_norm` normalises each hidden layer before its ReLU, as DroQ (Hiraoka et al. 2022, arXiv 2110.02034) and
+    RLPD (Ball et al. 2023, arXiv 2302.02948) do in their critics.
+    """
+
+    def __init__(self, input_dim: int, hidden_dim: int, output_dim: int, layer_norm: bool = False) -> None:
         super().__init__()
-        self.hidden = nn.Sequential(
-            nn.Linear(input_dim, hidden_dim),
-            nn.ReLU(inplace=True),
-            nn.Linear(hidden_dim, hidden_dim),
-            nn.ReLU(inplace=True),
-        )
+        layers: list[nn.Module] = []
+        for width in (input_dim, hidden_dim):
+            norm = [nn.LayerNorm(hidden_dim)] if layer_norm else []
+            layers += [nn.Linear(width, hidden_dim), *norm, nn.ReLU(inplace=True)]
+        self.hidden = nn.Sequential(*layers)
         self.output = nn.Linear(hidden_dim, output_dim)
 
     def forward(self, inputs: Tensor) -> Tensor:

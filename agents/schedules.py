@@ -29,10 +29,15 @@ def parse_schedule(text: str) -> Schedule:
     return _piecewise(*_points(text))
 
 
-def lowest_value(text: str) -> float:
-    """The smallest value that a schedule ever takes: it is straight between its points, so one of them."""
+def value_range(text: str) -> tuple[float, float]:
+    """The smallest and the largest value that a schedule ever takes: it is straight between its points, so two of them.
+
+    Raises:
+        InvalidConfig: as `parse_schedule`.
+    """
     initial, legs = _points(text)
-    return min([initial, *(target for target, _ in legs)])
+    values = [initial, *(target for target, _ in legs)]
+    return min(values), max(values)
 
 
 def _points(text: str) -> tuple[float, list[tuple[float, float]]]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from agents.api import TransitionBatch
+from agents.seeding import substreams
 
 
 class Uniform:
@@ -17,9 +18,10 @@ class Uniform:
     def __init__(self, action_dim: int, device: torch.device | str, seed: int) -> None:
         self.action_dim = action_dim
         self.device = torch.device(device)
-        self._training = torch.Generator(self.device).manual_seed(seed)
+        training_seed, evaluation_seed = substreams(seed, 2)
+        self._training = torch.Generator(self.device).manual_seed(training_seed)
         # Evaluation draws from a stream of its own: evaluating more often must not change training.
-        self._evaluation = torch.Generator(self.device).manual_seed(seed)
+        self._evaluation = torch.Generator(self.device).manual_seed(evaluation_seed)
 
     def begin_episode(self, eval_mode: bool) -> None:
         """It remembers nothing."""
@@ -29,15 +31,9 @@ class Uniform:
         generator = self._evaluation if eval_mode else self._training
         return torch.rand(len(obs), self.action_dim, generator=generator, device=self.device) * 2 - 1
 
-    def update(
-        self, batch: TransitionBatch, decision: int, demonstrations: TransitionBatch | None = None
-    ) -> dict[str, Tensor]:
+    def update(self, batch: TransitionBatch, decision: int) -> dict[str, Tensor]:
         """Learns nothing."""
         return {}
-
-    def guide_batch_size(self, decision: int) -> int:
-        """It follows no demonstrations."""
-        return 0
 
     def weights(self) -> dict[str, Tensor]:
         """It has none."""

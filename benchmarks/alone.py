@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from agents import BehaviourCloner
 from benchmarks import measure
 from benchmarks.measure import Limits, Spread
 from benchmarks.table import duration, number, table
@@ -69,8 +70,9 @@ class Parts:
         self.obs, _ = self.env.reset(seed=0)
         self.action = rng.uniform(-1, 1, action_dim).astype(np.float32)
         self.batch = self.replay.sample(s.batch_size)
-        guide = self.agent.guide_batch_size(0)
-        self.guide = self.replay.sample(guide) if guide else None
+        demonstrated = self.replay.sample(s.drqv2.bc_batch_size)
+        if isinstance(self.agent, BehaviourCloner):
+            self.agent.demonstrations = lambda _: demonstrated
         self.clips = to_clips(self.replay.sample_segments(learner.batch_size, learner.segment_length), device)
         segments = self.replay.sample_segments(learner.tokenizer_batch_size, learner.tokenizer_span)
         self.frames = to_float(segments.frames.to(device))
@@ -89,7 +91,7 @@ class Parts:
         self.agent.act(torch.from_numpy(self.obs)[None], 0, eval_mode=False).cpu()
 
     def learn_to_act(self) -> None:
-        self.agent.update(self.batch, 0, self.guide)
+        self.agent.update(self.batch, 0)
 
     def learn_tokens(self) -> None:
         self.world.update(None, self.frames)

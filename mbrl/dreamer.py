@@ -25,7 +25,7 @@ class Dreamer(Trainer):
 
         while self.frame < s.num_seed_frames:
             self.remember()
-            self.act(self.random)
+            self.act(self.seed_agent)
 
         while self.frame < s.num_train_frames:
             self.remember()
@@ -82,12 +82,24 @@ class Dreamer(Trainer):
         return result
 
     def parts(self) -> dict[str, Any]:
-        return super().parts() | {"stream.json": {"remembered": self.remembered, "offered": self.offered}}
+        counted = {"added": self.replay.frames_added, "remembered": self.remembered, "offered": self.offered}
+        return super().parts() | {"stream.json": counted}
 
     def restore(self) -> None:
         super().restore()
         assert self.run.checkpoint is not None
         counted = self.run.checkpoint.load("stream.json")
-        # Fewer frames than counted mean that a damaged episode was left out.
-        self.remembered = min(counted["remembered"], self.replay.frames_added)
+        self.remembered = counted["remembered"]
         self.offered = min(counted["offered"], self.replay.frames_added)
+        # Checkpoints from before "added" was counted are taken to be whole.
+        if self.replay.frames_added != counted.get("added", self.replay.frames_added):
+            self.remember_again()
+
+    def remember_again(self) -> None:
+        """New states for all steps: a damaged episode was left out, so those behind it have moved to other slots."""
+        behind = self.replay.num_frames  # steps from the episode's first to the stream's end
+        for episode in self.replay.episodes():
+            length = len(episode.frames)
+            self.agent.remember(self.replay.sample_stream(1, length, newest=[behind]))
+            behind -= length
+        self.remembered = self.replay.frames_added

@@ -13,11 +13,11 @@ class Online(Trainer):
         self.begin()
 
         while self.frame < s.num_seed_frames:
-            self.act(self.random)
+            self.act(self.seed_agent)
 
         while self.frame < s.num_train_frames:
             for _ in range(self.updates_due()):
-                self.learn_to_act(self.replay.sample(s.batch_size))
+                self.learn_to_act(self.agent_batch(self.replay.sample))
             self.act(self.agent)
 
         self.finish()

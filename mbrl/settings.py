@@ -26,7 +26,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import envs
-from agents import DreamerV3Config, DrQv2Config
+from agents import DreamerV3Config, DrQv2Config, value_range
 from world_model import TokenizerConfig, TransformerConfig
 from world_model.learner import LearnerConfig
 
@@ -77,7 +77,7 @@ class Settings:
     threads: Count  # 0 leaves torch's choice
     # budget
     num_train_frames: Positive
-    num_seed_frames: Count  # frames of the random policy first
+    num_seed_frames: Count  # frames of the seed policy first
     eval_every_frames: Positive
     num_eval_episodes: Positive
     checkpoint_every_frames: Positive
@@ -91,6 +91,9 @@ class Settings:
     episode_frames: Positive | None  # None is the suite's own length
     success_bonus: Annotated[float, Range(0.0)]
     demonstrations: Count  # successful scripted episodes put into the replay first
+    demonstration_share: str  # of an agent batch drawn from the demonstrations alone; a schedule in decisions
+    seed_policy: Literal["random", "bc"]  # who acts during num_seed_frames; bc is the cloned policy with noise
+    seed_stddev: Annotated[float, Range(0.0)]  # of that noise
     # replay
     nstep: Positive
     discount: Fraction
@@ -121,6 +124,9 @@ class Settings:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w.-]*", self.variant):
             raise UserError(f"variant={self.variant}: only letters, digits, '_', '-' and '.', it names a folder")
+        low, high = value_range(self.demonstration_share)
+        if low < 0 or high > 1:
+            raise UserError(f"demonstration_share={self.demonstration_share} must stay between 0 and 1")
         seed_frames, all_frames = self.num_seed_frames, self.num_train_frames
         if seed_frames >= all_frames:
             raise UserError(f"num_train_frames={all_frames} must be more than num_seed_frames={seed_frames}")

@@ -4,11 +4,13 @@
 restart from the checkpoint of frame F, everything computed on a CPU from F on is the same, bit for bit.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
-from agents import Agent, StreamBatch, TransitionBatch, Uniform
+from agents import Agent, BehaviourCloner, Noisy, StreamBatch, TransitionBatch, Uniform, parse_schedule
 from envs import demonstrations
 from mbrl.build import environment_keywords, make_agent, make_buffer, make_env
 from mbrl.collector import Collector
@@ -19,6 +21,7 @@ from mbrl.settings import UserError
 from mbrl.video import encode_gif, side_by_side
 
 SHOWN = 3  # evaluation episodes in the video
+LOG_UPDATES = 50  # updates between two lines of the log during behaviour cloning
 
 
 class Trainer:
@@ -41,9 +44,11 @@ class Trainer:
                 f"be nothing to learn from, so it must be at least {self.episode_frames}"
             )
         self.agent = make_agent(s, self.env, self.device)
-        self.random = Uniform(self.env.action_space.shape[0], self.device, stream_seed(s.seed, "random"))
+        self.seed_agent = self.make_seed_agent()
+        self.random = self.seed_agent  # the name in mbpo.py
         self.replay = self.make_buffer("replay", s.replay_buffer_frames // s.action_repeat, self.env.episode_decisions)
         self.demonstrations: ReplayBuffer | None = None
+        self._demonstration_share = parse_schedule(s.demonstration_share)
         self.collector = Collector(self.env, run, self.replay)
         self._saved = run.start_frame
 
@@ -56,6 +61,25 @@ class Trainer:
         action_dim, scratch = self.env.action_space.shape[0], self.run.folder / "replay"
         return make_buffer(self.settings, name, action_dim, decisions, episode_decisions, scratch)
 
+    def make_seed_agent(self) -> Agent:
+        """Who acts during `num_seed_frames`, as `seed_policy` says."""
+        s = self.settings
+        cloned = s.drqv2.bc_updates if isinstance(self.agent, BehaviourCloner) else 0
+        if cloned and not s.demonstrations:
+            raise UserError(
+                f"drqv2.bc_updates={cloned}: with demonstrations=0 there is nothing to clone; set demonstrations, or "
+                "drqv2.bc_updates=0"
+            )
+        seed = stream_seed(s.seed, "random")
+        if s.seed_policy == "random":
+            return Uniform(self.env.action_space.shape[0], self.device, seed)
+        if not cloned:
+            raise UserError(
+                "seed_policy=bc needs a cloned policy: set drqv2.bc_updates above 0 with agent=drqv2 or agent=mbpo, or "
+                "seed_policy=random"
+            )
+        return Noisy(self.agent, s.seed_stddev, self.device, seed)
+
     def train(self) -> None:
         """The loop, from where the run stands to `num_train_frames`."""
         raise NotImplementedError
@@ -63,7 +87,7 @@ class Trainer:
     # -- beginning ---------------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Demonstrations into the replay, or everything as the last checkpoint left it."""
+        """Demonstrations into the replay and the agent, or everything as the last checkpoint left it."""
         s = self.settings
         if self.run.checkpoint is None:
             self.collector.load_state({"frame": 0, "stored": 0, "played": 0})  # clears what an early kill left on disk
@@ -83,12 +107,24 @@ class Trainer:
                 )
             if self.run.checkpoint is not None:
                 self.demonstrations.load_state_dict(self.run.checkpoint.load("demonstrations.json"))
+            if isinstance(self.agent, BehaviourCloner):
+                self.agent.demonstrations = self.demonstrations.sample
+                if self.run.checkpoint is None:
+                    self.clone(self.agent)
 
     def _demonstrate(self) -> list[Episode]:
         s = self.settings
         seed = stream_seed(s.seed, "demonstrations")
         collected = demonstrations.collect(s.task, s.demonstrations, seed, **environment_keywords(s))
         return [Episode(d.frames, d.actions, d.rewards, terminated=False) for d in collected]
+
+    def clone(self, agent: BehaviourCloner) -> None:
+        """Behaviour cloning before the first frame."""
+        updates = self.settings.drqv2.bc_updates
+        for i, metrics in enumerate(tqdm(agent.clone(), desc="behaviour cloning", total=updates, leave=False)):
+            self.run.record("agent", metrics)
+            if i % LOG_UPDATES == 0:
+                self.run.flush(self.frame)
 
     # -- the verbs ---------------------------------------------------------------------------------------------------
 
@@ -123,11 +159,19 @@ class Trainer:
 
     def learn_to_act(self, batch: TransitionBatch | StreamBatch) -> None:
         """One update of the agent, on a batch of the kind that it learns from."""
-        guide, decision = None, self.collector.decision
-        if self.demonstrations is not None and (size := self.agent.guide_batch_size(decision)) > 0:
-            guide = self.demonstrations.sample(size)
         with self.run.timed("learn_to_act_s"):
-            self.run.record("agent", self.agent.update(batch, decision, guide))
+            self.run.record("agent", self.agent.update(batch, self.collector.decision))
+
+    def agent_batch(self, draw: Callable[[int], TransitionBatch]) -> TransitionBatch:
+        """`batch_size` transitions: `demonstration_share` of them from the demonstrations, `draw(count)` the rest."""
+        size, demonstrated = self.settings.batch_size, 0
+        if self.demonstrations is not None:
+            demonstrated = round(size * self._demonstration_share(self.collector.decision))
+        parts = [draw(size - demonstrated)] if demonstrated < size else []
+        if demonstrated:
+            assert self.demonstrations is not None
+            parts.append(self.demonstrations.sample(demonstrated))
+        return TransitionBatch.cat(parts)
 
     def settle(self) -> None:
         """Wait for what a loop does beside its acting; before anything is logged or saved."""
@@ -152,7 +196,7 @@ class Trainer:
         parts: dict[str, Any] = {
             "agent.safetensors": self.agent.weights(),
             "agent.pt": self.agent.state(),
-            "random.pt": self.random.state(),
+            "random.pt": self.seed_agent.state(),
             "replay.json": self.replay.state_dict(with_episodes=False),
             "collector.json": self.collector.state(),
             "torch.pt": {"cpu": torch.get_rng_state(), "cuda": cuda},
@@ -167,7 +211,7 @@ class Trainer:
         assert saved is not None
         self.agent.load_weights(saved.load("agent.safetensors", self.device))
         self.agent.load_state(saved.load("agent.pt", self.device))
-        self.random.load_state(saved.load("random.pt", self.device))
+        self.seed_agent.load_state(saved.load("random.pt", self.device))
         self.collector.load_state(saved.load("collector.json"))
         self.replay.load_state_dict(saved.load("replay.json"))
         rng = saved.load("torch.pt")

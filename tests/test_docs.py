@@ -34,11 +34,11 @@ PLAIN = {
 }
 PRESETS = ("smoke", "small", "paper")
 # What the README tells people to write or to look for.
-NAMES = """Simulator expert_action task_names make TASKS RULES Agent make_agent Settings LOOPS learn_to_act make_world
-    dream imagine save_pretrained update autocast state load_state""".split()
+NAMES = """Simulator expert_action task_names make TASKS RULES Agent make_agent Settings LOOPS BehaviourCloner
+    make_world dream imagine save_pretrained update autocast state load_state""".split()
 COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
-# Every key of the agent and of the world model once, in seconds: episodes of 20 decisions, one evaluation, one guide.
+# Every key of the agent and of the world model once, in seconds: episodes of 20 decisions, one evaluation, cloning.
 TINY_RUN = """task=toy/reach agent=mbpo preset=smoke device=cpu demonstrations=1 episode_frames=40
     num_train_frames=160 num_seed_frames=80 eval_every_frames=160 log_every_frames=20 rollout_every_frames=40
     initial_model_updates=1 rollout_horizon=2 rollout_batch=4 initial_rollouts=4""".split()
@@ -117,7 +117,7 @@ def test_commands_of_the_readme_are_understood(command):
 def test_the_curves_differ_in_what_they_say():
     curves = [command for command in commands() if "button-press-topdown-wall" in command]
     made = [load([*would_run(command)[3:], "device=cpu"]) for command in curves]
-    assert [(s.agent, s.variant, s.drqv2.guide_schedule == "0") for s in made] == [
+    assert [(s.agent, s.variant, s.drqv2.bc_schedule == "0") for s in made] == [
         ("mbpo", "", False),
         ("mbpo", "one-thread", False),
         ("mbpo", "", False),
@@ -229,7 +229,7 @@ def glossary() -> dict[str, str]:
 
 
 def test_every_logged_value_is_in_the_glossary(logged):
-    assert {"eval/success_rate", "agent/guide_loss", "world_model/dream_mse", "imagined/dream"} <= logged
+    assert {"eval/success_rate", "agent/bc_loss", "world_model/dream_mse", "imagined/dream"} <= logged
     assert logged - glossary().keys() == set()
 
 

@@ -8,7 +8,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from agents import DrQv2, DrQv2Config, InvalidConfig, StateMismatch, TransitionBatch, Uniform, parse_schedule
+from agents import (
+    BehaviourCloner,
+    DrQv2,
+    DrQv2Config,
+    InvalidConfig,
+    StateMismatch,
+    TransitionBatch,
+    Uniform,
+    parse_schedule,
+)
 from agents.networks import random_shift
 
 OBS_SHAPE = (9, 64, 64)
@@ -20,14 +29,34 @@ CONFIG = DrQv2Config(
     critic_target_tau=0.01,
     stddev_schedule="linear(1.0,0.1,100)",
     stddev_clip=0.3,
-    guide_schedule="linear(1.0,0.0,10)",
-    guide_batch_size=4,
+    bc_updates=0,
+    bc_schedule="linear(1.0,0.0,10)",
+    bc_batch_size=4,
+    ibrl=False,
+    layer_norm=False,
+    actor_average=0.0,
     precision="fp32",
 )
 
 
+# Everything that is off by default, at once.
+ALL = {"bc_updates": 3, "ibrl": True, "layer_norm": True, "actor_average": 0.9}
+
+
 def agent(seed=1, obs_shape=OBS_SHAPE, **changes):
     return DrQv2(obs_shape, 2, dataclasses.replace(CONFIG, **changes), "cpu", seed)
+
+
+def shown(learner, seed=99):
+    """The learner, with the same demonstrations whenever it asks."""
+    learner.demonstrations = lambda size: batch(seed, size)
+    return learner
+
+
+def cloned(learner):
+    """The learner, after behaviour cloning on demonstrations."""
+    assert len(list(shown(learner).clone())) == learner.config.bc_updates
+    return learner
 
 
 def batch(seed, size=4):
@@ -111,9 +140,12 @@ def test_a_schedule_that_is_not_understood_is_refused(text):
         ({"encoder": "resnet"}, "'resnet' is unknown: choose drqv2 or strided"),
         ({"precision": "fp8"}, "choose auto or fp32 or bf16"),
         ({"lr": 0.0}, "lr=0.0 must be larger"),
-        ({"guide_schedule": "-1"}, "guide_schedule='-1' must not be negative"),
+        ({"bc_schedule": "-1"}, "bc_schedule='-1' must not be negative"),
         ({"stddev_schedule": "linear(1,-1,100)"}, "must not be negative"),
-        ({"guide_schedule": "step_linear(1,-1,10,1,10)"}, "must not be negative"),
+        ({"bc_schedule": "step_linear(1,-1,10,1,10)"}, "must not be negative"),
+        ({"bc_updates": -1}, "bc_updates=-1 must not be negative"),
+        ({"actor_average": 1.0}, "actor_average=1.0 must be at least 0 and less than 1"),
+        ({"ibrl": True}, "ibrl=true needs a cloned policy: set bc_updates above 0"),
         ({"stddev_schedule": "lin(1)"}, "not understood"),
     ],
 )
@@ -152,7 +184,7 @@ def test_seeds_decide_everything_and_the_global_state_is_left_alone():
     learners = [agent(seed=1), agent(seed=1), agent(seed=2)]
     for learner in learners:
         for step in range(2):
-            learner.update(batch(step), step, batch(9))
+            shown(learner).update(batch(step), step)
     assert torch.equal(torch.get_rng_state(), before)
     assert_same_weights(learners[0], learners[1])
     assert not torch.equal(
@@ -161,25 +193,26 @@ def test_seeds_decide_everything_and_the_global_state_is_left_alone():
     )
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_resumes_bit_for_bit(precision):
-    straight, first = agent(precision=precision), agent(precision=precision)
+@pytest.mark.parametrize("changes", [{}, {"precision": "bf16"}, ALL, ALL | {"precision": "bf16"}])
+def test_resumes_bit_for_bit(changes):
+    straight, first = cloned(agent(**changes)), cloned(agent(**changes))
     for step in range(4):
-        straight.update(batch(step), step, batch(100 + step))
+        shown(straight, 100 + step).update(batch(step), step)
     for step in range(2):
-        first.update(batch(step), step, batch(100 + step))
+        shown(first, 100 + step).update(batch(step), step)
     file = io.BytesIO()
     torch.save((first.weights(), first.state()), file)
     file.seek(0)
     weights, state = torch.load(file, weights_only=True)
     assert "weights" not in state, "they have a file of their own"
-    resumed = agent(seed=7, precision=precision)
+    resumed = agent(seed=7, **changes)
     resumed.load_weights(weights)
+    obs = batch(0).obs
+    assert torch.equal(first.act(obs, 2, eval_mode=True), resumed.act(obs, 2, eval_mode=True)), "weights are enough"
     resumed.load_state(state)
     for step in range(2, 4):
-        resumed.update(batch(step), step, batch(100 + step))
+        shown(resumed, 100 + step).update(batch(step), step)
     assert_same_weights(straight, resumed)
-    obs = batch(0).obs
     assert torch.equal(straight.act(obs, 4, eval_mode=False), resumed.act(obs, 4, eval_mode=False))
 
 
@@ -194,26 +227,27 @@ def test_weights_of_other_sizes_are_refused():
     assert torch.equal(before, learner.act(batch(0).obs, 0, eval_mode=True))
 
 
-def test_the_guide_off_is_plain_drqv2():
-    plain, ended, without = agent(), agent(guide_schedule="0"), agent()
-    for step in range(10, 12):  # the schedule of `plain` has reached zero here
-        metrics = plain.update(batch(step), step, batch(99))
-        ended.update(batch(step), step, batch(99))
-        without.update(batch(step), step)
-        assert "guide_loss" not in metrics
-    assert_same_weights(plain, ended)
-    assert_same_weights(plain, without)
+def test_without_behaviour_cloning_it_is_plain_drqv2():
+    ended, off, without = shown(agent()), shown(agent(bc_schedule="0")), agent()
+    for step in range(10, 12):  # the schedule of `ended` has reached zero here
+        for learner in (ended, off, without):
+            assert "bc_loss" not in learner.update(batch(step), step)
+    assert_same_weights(ended, off)
+    assert_same_weights(ended, without)
 
 
-def test_demonstrations_are_asked_for_while_the_guide_is_on():
-    learner = agent()  # its schedule reaches zero at decision 10
-    assert [learner.guide_batch_size(decision) for decision in (0, 9, 10, 11)] == [4, 4, 0, 0]
-    assert agent(guide_schedule="0").guide_batch_size(0) == 0
-    assert Uniform(2, "cpu", seed=1).guide_batch_size(0) == 0
+def test_demonstrations_are_asked_for_while_the_schedule_is_above_zero():
+    learner, asked = agent(), []  # its schedule reaches zero at decision 10
+    learner.demonstrations = lambda size: asked.append(size) or batch(99, size)
+    for decision in (0, 9, 10, 11):
+        learner.update(batch(0), decision)
+    assert asked == [4, 4]
+    assert isinstance(learner, BehaviourCloner)
+    assert not isinstance(Uniform(2, "cpu", seed=1), BehaviourCloner)
 
 
 def test_the_target_follows_the_critic_and_the_actor_loss_leaves_it_alone():
-    learner = agent(guide_schedule="0")
+    learner = agent(bc_schedule="0")
     target = {k: v.clone() for k, v in learner.weights().items() if k.startswith("critic_target.")}
     learner.update(batch(0), 0)
     weights = learner.weights()
@@ -223,9 +257,11 @@ def test_the_target_follows_the_critic_and_the_actor_loss_leaves_it_alone():
 
 
 def test_metrics_are_detached_scalars_and_show_a_loss_that_is_not_finite():
-    metrics = agent().update(batch(0), 0, batch(1))
-    assert {"critic_loss", "actor_loss", "guide_loss"} <= metrics.keys()
-    for value in metrics.values():
+    learner = shown(agent(**ALL))
+    cloning = list(learner.clone())
+    metrics = learner.update(batch(0), 0)
+    assert {"critic_loss", "actor_loss", "bc_loss", "bc_weight", "ibrl_clone_share"} <= metrics.keys()
+    for value in (*metrics.values(), cloning[0]["bc_loss"]):
         assert value.shape == ()
         assert not value.requires_grad
     bad = batch(0)._replace(reward=torch.full((4, 1), float("inf")))
@@ -258,7 +294,7 @@ def distance(learner):
 
 
 def test_learns_to_see_and_act():
-    learner = agent(stddev_schedule="0.2", guide_schedule="0", obs_shape=SMALL, lr=2e-3, hidden_dim=128)
+    learner = agent(stddev_schedule="0.2", bc_schedule="0", obs_shape=SMALL, lr=2e-3, hidden_dim=128)
     generator = torch.Generator().manual_seed(5)
     before = distance(learner)
     for step in range(250):
@@ -266,13 +302,28 @@ def test_learns_to_see_and_act():
     assert distance(learner) < 0.5 * before
 
 
-def test_the_guide_imitates_where_rewards_say_nothing():
-    learner, generator = agent(guide_schedule="1.0", obs_shape=SMALL), torch.Generator().manual_seed(5)
+def test_cloning_imitates_before_the_first_frame():
+    learner, generator = agent(bc_updates=100, bc_batch_size=32, obs_shape=SMALL), torch.Generator().manual_seed(5)
+    before = distance(learner)
+
+    def demonstrations(size):
+        transitions, best = bandit(generator, size)
+        return transitions._replace(action=best)
+
+    learner.demonstrations = demonstrations
+    losses = [float(metrics["bc_loss"]) for metrics in learner.clone()]
+    assert distance(learner) < 0.5 * before
+    assert losses[-1] < 0.3 * losses[0]
+
+
+def test_behaviour_cloning_imitates_where_rewards_say_nothing():
+    learner, generator = agent(bc_schedule="1.0", obs_shape=SMALL), torch.Generator().manual_seed(5)
     before = distance(learner)
     for step in range(120):
         transitions, best = bandit(generator)
-        demonstrations = transitions._replace(action=best)
-        learner.update(transitions._replace(reward=torch.zeros_like(transitions.reward)), step, demonstrations)
+        demonstrated = transitions._replace(action=best)
+        learner.demonstrations = lambda _, batch=demonstrated: batch
+        learner.update(transitions._replace(reward=torch.zeros_like(transitions.reward)), step)
     assert distance(learner) < 0.5 * before
 
 

@@ -205,7 +205,7 @@ def test_half_of_every_batch_of_a_run_is_imagined(run_root: Path, monkeypatch: p
         return sample(self, batch_size)
 
     monkeypatch.setattr(ReplayBuffer, "sample", counted)
-    train(run_root, "num_train_frames=60", "drqv2.guide_batch_size=3")
+    train(run_root, "num_train_frames=60", "drqv2.bc_batch_size=3")
     assert {size for size in sizes if size[1] != 3} == {("real", 2), ("dream", 2)}
     assert sizes.count(("dream", 2)) == sizes.count(("real", 2)) == 5  # half an update a decision
 

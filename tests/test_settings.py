@@ -69,7 +69,7 @@ def test_paper_preset_has_the_papers_numbers(task: str, frames: int) -> None:
     assert (paper.initial_model_updates, paper.initial_rollouts) == (1000, 640)
     assert (paper.update_transformer_every_frames, paper.update_tokenizer_every_frames) == (10, 40)
     assert (paper.drqv2.lr, paper.drqv2.feature_dim, paper.drqv2.hidden_dim) == (1e-4, 50, 1024)
-    assert paper.drqv2.guide_schedule == "0"
+    assert paper.drqv2.bc_schedule == "0"
     assert paper.world_model.tokenizer.block_out_channels == (128, 256, 512)
     assert paper.world_model.transformer.hidden_size == 768
 
@@ -93,7 +93,7 @@ def test_schedules_need_no_quotes_for_hydra() -> None:
     quoted = load(['drqv2.stddev_schedule="linear(1.0,0.1,500)"'])
     assert plain == quoted
     assert plain.drqv2.stddev_schedule == "linear(1.0,0.1,500)"
-    assert load(["drqv2.guide_schedule=0"]).drqv2.guide_schedule == "0"
+    assert load(["drqv2.bc_schedule=0"]).drqv2.bc_schedule == "0"
 
 
 @pytest.mark.parametrize(

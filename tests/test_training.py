@@ -7,11 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tiny import Command, Shell, checkpoints, different, tiny, train, weights
 
-from agents import DrQv2
+from agents import Agent, DrQv2, TransitionBatch
 from mbrl import evaluate, resume
+from mbrl.online import Online
+from mbrl.replay import ReplayBuffer
+from mbrl.run import Run
+from mbrl.settings import load
+from mbrl.train import main
+from mbrl.trainer import Trainer
 from world_model import IVideoGPT
 
 # -- what a run leaves -------------------------------------------------------------------------------------------------
@@ -93,9 +100,137 @@ def test_a_run_may_end_within_an_episode(run_root: Path) -> None:
     assert read_rows(folder / "eval.csv")[-1]["frame"] == "90"
 
 
-def test_without_a_guide_no_demonstrations_are_needed(run_root: Path) -> None:
-    folder = train(run_root, "agent=drqv2", "num_train_frames=80", "demonstrations=0", "drqv2.guide_schedule=0")
+def test_without_behaviour_cloning_no_demonstrations_are_needed(run_root: Path) -> None:
+    folder = train(run_root, "agent=drqv2", "num_train_frames=80", "demonstrations=0", "drqv2.bc_schedule=0")
     assert len(list((folder / "replay").glob("*.npz"))) == 4
+
+
+# -- what demonstrations are used for ----------------------------------------------------------------------------------
+
+DEMONSTRATED = (
+    "drqv2.bc_updates=3",
+    "drqv2.ibrl=true",
+    "drqv2.layer_norm=true",
+    "drqv2.actor_average=0.9",
+    "seed_policy=bc",
+    "demonstration_share=linear(0.5,0.25,40)",
+)
+
+
+def cut(run_root: Path, frame: int, *words: str) -> None:
+    """Train until `frame`."""
+    act = Trainer.act
+
+    def until(self: Trainer, agent: Agent) -> None:
+        act(self, agent)
+        if self.frame == frame:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "act", until)
+        with pytest.raises(KeyboardInterrupt):
+            train(run_root, *words)
+
+
+@pytest.fixture(scope="module")
+def demonstrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run in one go that uses its demonstrations in every way there is."""
+    return train(tmp_path_factory.mktemp("demonstrated") / "runs", "agent=drqv2", *DEMONSTRATED)
+
+
+@pytest.mark.parametrize("frame", [30, 50, 110])
+def test_cut_off_with_every_use_of_demonstrations_ends_bit_equal(
+    demonstrated: Path, run_root: Path, frame: int
+) -> None:
+    """Before the first checkpoint, after the frames of the seed policy, and while learning."""
+    cut(run_root, frame, "agent=drqv2", *DEMONSTRATED)
+    again = train(run_root, "agent=drqv2", *DEMONSTRATED)
+    assert different(demonstrated, again) == []
+    actions = [np.load(run / "replay" / f"{9:06d}.npz")["actions"] for run in (demonstrated, again)]
+    assert np.array_equal(*actions)
+
+
+def test_evaluating_often_changes_nothing_of_it(demonstrated: Path, run_root: Path) -> None:
+    often = train(run_root, "agent=drqv2", *DEMONSTRATED, "eval_every_frames=20")
+    assert different(demonstrated, often) == []
+
+
+def test_a_run_with_every_use_of_demonstrations_is_evaluated(typed: Command, demonstrated: Path) -> None:
+    words = ("task=toy/reach", "agent=drqv2", f"run_root={demonstrated.parents[3]}", "num_eval_episodes=1")
+    code, out, _ = typed(evaluate.evaluate, *words)
+    assert (code, "at frame 160: success rate" in out) == (0, True)
+    logged = [json.loads(line) for line in (demonstrated / "metrics.jsonl").read_text().splitlines()]
+    assert next(line for line in logged if "agent/bc_loss" in line)["frame"] == 0, "cloning is logged"
+
+
+def test_the_seed_policy_is_the_clone_with_its_own_noise(run_root: Path) -> None:
+    """Without noise the first episode is what the cloned policy plays; noise makes it another."""
+    words = ("agent=drqv2", "drqv2.bc_updates=3", "seed_policy=bc", "num_train_frames=60")
+    played = []
+    for name, stddev in (("plain", 0.0), ("noisy", 0.1), ("again", 0.0)):
+        folder = train(run_root / name, *words, f"seed_stddev={stddev}")
+        played.append(np.load(folder / "replay" / "000002.npz")["actions"])
+    assert np.array_equal(played[0], played[2])
+    assert 0 < np.abs(played[1][0] - played[0][0]).max() < 0.6, "the first action is of the same observation"
+    assert np.abs(played[0]).max() < 1, "uniform actions would come closer to the ends"
+
+
+def test_demonstrations_have_their_share_of_each_batch(run_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(tiny(run_root, "agent=drqv2", "batch_size=8", "demonstration_share=linear(0.5,0.25,40)"))
+    with Run.open(settings) as run:
+        trainer = Online(run)
+        trainer.begin()
+        monkeypatch.setattr(trainer.demonstrations, "sample", lambda count: coded(count, 1.0))
+        shares = []
+        for frame in (0, 40, 80, 120):  # 0, 20, 40, 60 decisions
+            trainer.collector.frame = frame
+            batch = trainer.agent_batch(lambda count: coded(count, 0.0))
+            assert len(batch.reward) == 8
+            shares.append(float(batch.reward.mean()))
+        assert shares == [0.5, 0.375, 0.25, 0.25]
+        trainer.close()
+
+
+def test_the_share_is_drawn_in_the_loop(run_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[int, int]] = []
+    sample = ReplayBuffer.sample
+
+    def noted(self: ReplayBuffer, batch_size: int) -> TransitionBatch:
+        drawn.append((self.num_episodes, batch_size))
+        return sample(self, batch_size)
+
+    monkeypatch.setattr(ReplayBuffer, "sample", noted)
+    words = ("agent=drqv2", "drqv2.bc_schedule=0", "num_train_frames=60", "batch_size=4", "demonstration_share=0.25")
+    train(run_root, *words)
+    assert drawn == [(2 + 2, 3), (2, 1)] * 5, "two demonstrations, two episodes played; half an update a decision"
+
+
+def coded(count: int, reward: float) -> TransitionBatch:
+    obs = torch.zeros(count, 9, 32, 32, dtype=torch.uint8)
+    return TransitionBatch(obs, torch.zeros(count, 2), torch.full((count, 1), reward), torch.ones(count, 1), obs)
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("seed_policy=bc",), "seed_policy=bc needs a cloned policy: set drqv2.bc_updates above 0"),
+        (("agent=dreamerv3", "seed_policy=bc", "drqv2.bc_updates=3"), "with agent=drqv2 or agent=mbpo"),
+        (("drqv2.bc_updates=3", "demonstrations=0"), "demonstrations=0 there is nothing to clone"),
+        (("drqv2.ibrl=true",), "drqv2: ibrl=true needs a cloned policy"),
+        (("demonstration_share=linear(0.5,1.5,10)",), "must stay between 0 and 1"),
+        (("demonstration_share=half",), "schedule 'half' is not understood"),
+        (("seed_stddev=-1",), "seed_stddev=-1.0 is out of range"),
+        (("drqv2.guide_schedule=0",), "unknown key drqv2.guide_schedule; did you mean"),
+        (("drqv2.guide_batch_size=3",), "unknown key drqv2.guide_batch_size; did you mean 'drqv2.bc_batch_size'"),
+    ],
+)
+def test_what_demonstrations_cannot_be_used_for(
+    typed: Command, run_root: Path, words: tuple[str, ...], line: str
+) -> None:
+    code, _, error = typed(main, *tiny(run_root, "agent=drqv2", *words))
+    assert code == 2
+    assert line in error
+    assert "\n" not in error
 
 
 # -- evaluate and resume -----------------------------------------------------------------------------------------------

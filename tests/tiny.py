@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
-# Episodes of 10 decisions, a checkpoint every second one; demonstrations, guide, dropout and dreams are all at work.
+# Episodes of 10 decisions, a checkpoint every second one; demonstrations, their cloning, dropout, dreams all at work.
 TINY = (
     "task=toy/reach",
     "preset=smoke",
@@ -26,7 +26,7 @@ TINY = (
     "checkpoint_every_frames=40",
     "log_every_frames=20",
     "batch_size=4",
-    "drqv2.guide_batch_size=2",
+    "drqv2.bc_batch_size=2",
     "imagined_buffer_frames=48",
     "initial_model_updates=1",
     "initial_rollouts=4",

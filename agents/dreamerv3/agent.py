@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from agents.api import StreamBatch, TransitionBatch
+from agents.api import StreamBatch
 from agents.dreamerv3.behaviour import Behaviour
 from agents.dreamerv3.config import SIZES, DreamerV3Config
 from agents.dreamerv3.memory import StateMemory
@@ -31,6 +31,7 @@ from agents.dreamerv3.nets import initialise
 from agents.dreamerv3.optimizer import LaProp
 from agents.dreamerv3.rssm import Noise, State
 from agents.saving import flat_weights, load_flat_weights
+from agents.seeding import substreams
 
 FRAME_CHANNELS = 3
 ACTOR_OUTSCALE = 0.01  # of the start weights of the actor's last layers; those of reward and critic are zero
@@ -68,8 +69,9 @@ class DreamerV3:
         with torch.random.fork_rng(devices=[]):  # the layers' own start weights, drawn here, are overwritten
             self.model = WorldModel((FRAME_CHANNELS, *obs_shape[1:]), action_dim, config)
             self.behaviour = Behaviour(self.model.state_size, action_dim, config)
+        weights_seed, noise_seed, evaluation_seed = substreams(seed, 3)
         # Drawn on the CPU, so that a seed means the same weights on every device.
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(weights_seed)
         for network in (self.model.encoder, self.model.rssm, self.model.decoder, self.model.goes_on):
             initialise(network, generator)
         for head, outscale in (
@@ -100,9 +102,9 @@ class DreamerV3:
             beta2=c.beta2,
             eps=c.eps,
         )
-        self.noise = self._noise(seed)
+        self.noise = self._noise(noise_seed)
         # Evaluation draws from a stream of its own: evaluating more often must not change training.
-        self._evaluation_noise = self._noise(seed + 1)
+        self._evaluation_noise = self._noise(evaluation_seed)
         self._episodes: dict[bool, _Memory | None] = {False: None, True: None}
         self._states: StateMemory | None = None
 
@@ -184,9 +186,7 @@ class DreamerV3:
         states, _ = self.model.rssm.observe(start, features, actions, stream.is_first, self.noise)
         self._states.write(stream.slots, states)
 
-    def update(
-        self, batch: StreamBatch, decision: int, demonstrations: TransitionBatch | None = None
-    ) -> dict[str, Tensor]:
+    def update(self, batch: StreamBatch, decision: int) -> dict[str, Tensor]:
         """One step of world model, actor and critic on windows (B, 1 + T); the first step of each is context.
 
         Returns:
@@ -232,10 +232,6 @@ class DreamerV3:
         total = torch.stack([scales.get(name, 1.0) * value for name, value in means.items()]).sum()
         metrics = {f"{name}_loss": value.detach() for name, value in means.items()} | metrics | more
         return total, first, metrics | {"loss": total.detach()}
-
-    def guide_batch_size(self, decision: int) -> int:
-        """Demonstrations reach it through the replay alone."""
-        return 0
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16)
