@@ -197,15 +197,32 @@ def test_different_grids_are_interpolated_and_told(run_root: Path) -> None:
         compared(run_root)
 
 
+@pytest.mark.parametrize(("ours", "theirs"), [(2, 2), (1, 3), (3, 3), (3, 4), (2, 8)])
+def test_too_few_seeds_carry_no_verdict(typed: Command, run_root: Path, ours: int, theirs: int) -> None:
+    for agent, seeds, height in (("mbpo", ours, 1.0), ("drqv2", theirs, 0.0)):
+        for seed in range(1, seeds + 1):
+            run(run_root, "hammer", agent, seed, [height / 2, height])
+    code, out, error = typed(main, *words(run_root))
+    assert (code, error) == (0, "")
+    assert f"No verdict: {ours} of mbpo and {theirs} of drqv2 are too few runs to tell" in out
+    assert "wins" not in out
+    assert "faster" not in out
+    text = (run_root / "reports" / "latest" / "index.html").read_text()
+    assert "[1.00, 1.00]" not in text.split("<h1>")[1].split("</h1>")[0]
+
+
 def test_few_seeds_and_other_machines_are_told(run_root: Path) -> None:
-    for seed in (1, 2):
+    for seed in (1, 2, 3):
         run(run_root, "hammer", "mbpo", seed, [0.5, 0.6], cpus=2 * seed)
     run(run_root, "hammer", "drqv2", 1, [0.5, 0.6])
+    for seed in (1, 2):
+        run(run_root, "hammer", "uniform", seed, [0.5, 0.6])
     _, notes = compared(run_root)
     assert any(
         note.startswith("fewer than 5 seeds, so intervals come out too narrow: mbpo on every task") for note in notes
     )
     assert any("one seed only is an anecdote" in note and note.endswith("drqv2 on every task") for note in notes)
+    assert any(note == "two seeds only have no interval: uniform on every task" for note in notes)
     assert any("minutes come from different machines" in note for note in notes)
 
 

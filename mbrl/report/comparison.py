@@ -16,7 +16,19 @@ from typing import NamedTuple
 import numpy as np
 
 from mbrl.report.results import Curve
-from mbrl.report.stats import REPS, Array, Estimate, area, bootstrap, improvement, iqm, profile, time_to
+from mbrl.report.stats import (
+    MIN_RUNS,
+    REPS,
+    Array,
+    Estimate,
+    area,
+    bootstrap,
+    improvement,
+    iqm,
+    profile,
+    smallest_p,
+    time_to,
+)
 from mbrl.settings import UserError
 
 ALL = "all tasks"
@@ -62,6 +74,7 @@ class Improvement(NamedTuple):
     worse: str
     at_the_end: Estimate  # in its last score
     on_the_way: Estimate  # in the area under its curve: who learns faster
+    smallest_p: float  # that so many runs can reach: where they cannot carry a verdict, neither has an interval
 
 
 class Row(NamedTuple):
@@ -158,6 +171,7 @@ class Comparison:
                 b,
                 improvement(self._final(a), self._final(b), self.reps),
                 improvement(self._areas(a), self._areas(b), self.reps),
+                smallest_p(self._final(a), self._final(b)),
             )
             for a, b in pairs
         ]
@@ -309,7 +323,8 @@ def _note_trust(comparison: Comparison, note: Note) -> None:
     """Tells what makes the intervals, or the times, less than they seem."""
     for low, high, meaning in (
         (1, 1, "one seed only is an anecdote and has no interval"),
-        (2, ENOUGH_SEEDS - 1, f"fewer than {ENOUGH_SEEDS} seeds, so intervals come out too narrow"),
+        (2, MIN_RUNS - 1, "two seeds only have no interval"),
+        (MIN_RUNS, ENOUGH_SEEDS - 1, f"fewer than {ENOUGH_SEEDS} seeds, so intervals come out too narrow"),
     ):
         few = []
         for method in filter(comparison.is_ours, comparison.methods):

@@ -12,7 +12,7 @@ from mbrl.report import figures, tables
 from mbrl.report.comparison import ALL, Comparison, Row
 from mbrl.report.figures import DARK, LIGHT, Style, svg
 from mbrl.report.results import VERSIONS, Curve
-from mbrl.report.stats import Estimate
+from mbrl.report.stats import CONFIDENCE, MIN_RUNS, Estimate
 
 STYLE = Path(__file__).with_suffix(".css")
 VIDEOS = "videos/eval-episodes-*.gif"
@@ -52,9 +52,12 @@ def verdict(comparison: Comparison) -> list[str]:
     if not pairs:
         alone = next(filter(comparison.is_ours, comparison.ranked), comparison.ranked[0])
         return [f"{alone} has nothing to be weighed against under its protocol."]
-    better, worse, end, way = pairs[0]
+    better, worse, end, way, smallest_p = pairs[0]
     if np.isnan(end.low):
-        return [f"{better} ends above {worse}, with one run on each task: no verdict."]
+        runs = [sum(len(comparison.cells[task, method].curves) for task in comparison.shared) for method in pairs[0][:2]]
+        enough = smallest_p <= 1 - CONFIDENCE
+        why = f"{MIN_RUNS} of every task are needed" if enough else f"the least p they can reach is {smallest_p:.2g}"
+        return [f"No verdict: {runs[0]} of {better} and {runs[1]} of {worse} are too few runs to tell ({why})."]
     odds = f"a run of {better} ends above one of {worse} with probability {tables.estimate(end)}."
     last = f"{better} wins: {odds}" if end.low > 0.5 else f"No clear winner: {odds}"
     if way.high < 0.5:
