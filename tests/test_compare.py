@@ -184,6 +184,17 @@ def test_runs_that_ended_early_shorten_the_comparison_or_stay_out(run_root: Path
     assert any("2 ends at 2,000 frames and was left out" in note for note in notes)
 
 
+def test_smoke_runs_are_left_out_beside_others(run_root: Path) -> None:
+    smoke = run(run_root, "hammer", "mbpo", 1, [0.0, 0.0], every=500, preset="smoke", episode_frames=200)
+    assert compared(run_root)[0].ends == {"hammer": 1000}
+    run(run_root, "hammer", "drqv2", 1, [0.5, 0.6], episode_frames=None)
+    comparison, notes = compared(run_root)
+    assert (comparison.methods, comparison.ends) == (("drqv2",), {"hammer": 2000})
+    assert f"runs of preset=smoke were left out: {smoke}" in notes
+    comparison, _ = compared(run_root, runs=(str(smoke), str(run_root)))  # null is the suite's own 200 frames
+    assert comparison.methods == ("drqv2", "mbpo")
+
+
 def test_different_grids_are_interpolated_and_told(run_root: Path) -> None:
     run(run_root, "hammer", "mbpo", 1, [0.0, 0.2, 0.4, 0.6], every=1000)
     run(run_root, "hammer", "mbpo", 2, [0.1, 0.9], every=2000, eval_every_frames=2000)
@@ -224,6 +235,43 @@ def test_few_seeds_and_other_machines_are_told(run_root: Path) -> None:
     assert any("one seed only is an anecdote" in note and note.endswith("drqv2 on every task") for note in notes)
     assert any(note == "two seeds only have no interval: uniform on every task" for note in notes)
     assert any("minutes come from different machines" in note for note in notes)
+
+
+GIVEN = {
+    "mbpo": {"world_model": {"pretrained": "world_model/pretrained/small"}, "drqv2": {"guide_schedule": "0"}},
+    "mbpo-scratch": {"world_model": {"pretrained": "none"}, "drqv2": {"guide_schedule": "linear(1.0,0.5,8000)"}},
+    "mbpo-hub": {"world_model": {"pretrained": "some/weights"}, "drqv2": {"guide_schedule": "0"}},
+    "drqv2": {"drqv2": {"guide_schedule": "linear(1.0,0.5,8000)"}},
+    "dreamerv3": {"world_model": {"pretrained": "some/weights"}, "drqv2": {"guide_schedule": "linear(1.0,0.5,8000)"}},
+}
+SAID = """methods had unequal information: dreamerv3 had 5 demonstrations in its replay buffer;
+    drqv2 had behaviour cloning and 5 demonstrations in its replay buffer;
+    mbpo had in-domain pre-training of its world model (world_model/pretrained/small) and 5 demonstrations in its replay
+    buffer; mbpo-hub had pre-training of its world model (some/weights) and 5 demonstrations in its replay buffer;
+    mbpo-scratch had behaviour cloning and 5 demonstrations in its replay buffer"""
+
+
+def test_unequal_information_is_told(run_root: Path) -> None:
+    for method, config in GIVEN.items():
+        agent, _, variant = method.partition("-")
+        run(run_root / method, "hammer", agent, 1, [0.5, 0.6], variant=variant, **config)
+    _, notes = compared(run_root)
+    assert " ".join(SAID.split()) in notes
+    _, notes = compared(run_root / "drqv2")
+    assert not any("information" in note for note in notes)
+    run(run_root / "drqv2", "hammer", "uniform", 1, [0.5, 0.6], demonstrations=5)
+    _, notes = compared(run_root / "drqv2")
+    assert any("uniform had 5 demonstrations" in note for note in notes)
+
+
+def test_no_information_at_all_is_told_as_that(run_root: Path) -> None:
+    run(run_root, "door-lock", "mbpo", 1, [0.5, 0.6], demonstrations=0)
+    run(run_root, "door-lock", "dreamerv3", 1, [0.5, 0.6], demonstrations=0)
+    _, notes = compared(run_root)
+    assert (
+        "methods had unequal information: dreamerv3 had nothing but its own experience; mbpo had in-domain "
+        "pre-training of its world model (world_model/pretrained/small)"
+    ) in notes
 
 
 def test_tasks_of_other_lengths_are_joined_by_share(run_root: Path) -> None:

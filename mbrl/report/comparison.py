@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mbrl.report.results import Curve
+from mbrl.report.results import Curve, given
 from mbrl.report.stats import (
     MIN_RUNS,
     REPS,
@@ -260,6 +260,7 @@ def compare(curves: Sequence[Curve], note: Note, frames: int | None = None, reps
     comparison = Comparison(
         tasks, (*ours, *others), cells, ends, shared, tuple(sorted(whole, key=lambda m: -final[m])), reps
     )
+    _note_information(comparison, note)
     _note_trust(comparison, note)
     return comparison
 
@@ -317,6 +318,23 @@ def _note_grids(task: str, cells: dict[str, Cell], note: Note) -> None:
                 "interpolated linearly, areas and times to a threshold are a little less exact"
             )
             return
+
+
+def _note_information(comparison: Comparison, note: Note) -> None:
+    """Tells when methods learned from more than the same experience."""
+    had: dict[str, dict[str, None]] = {}  # in order
+    unequal = False
+    for task in comparison.tasks:
+        cells = {name: cell for name, cell in comparison.by_method(task).items() if comparison.is_ours(name)}
+        lists = {name: given(cell.curves[0]) for name, cell in cells.items()}  # the seeds of a method have the same
+        unequal |= len(set(map(tuple, lists.values()))) > 1
+        for name, things in lists.items():
+            had.setdefault(name, {}).update(dict.fromkeys(things))
+    if unequal:
+        told = [
+            f"{name} had {' and '.join(things) or 'nothing but its own experience'}" for name, things in had.items()
+        ]
+        note(f"methods had unequal information: {'; '.join(told)}")
 
 
 def _note_trust(comparison: Comparison, note: Note) -> None:

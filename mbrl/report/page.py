@@ -54,7 +54,9 @@ def verdict(comparison: Comparison) -> list[str]:
         return [f"{alone} has nothing to be weighed against under its protocol."]
     better, worse, end, way, smallest_p = pairs[0]
     if np.isnan(end.low):
-        runs = [sum(len(comparison.cells[task, method].curves) for task in comparison.shared) for method in pairs[0][:2]]
+        runs = [
+            sum(len(comparison.cells[task, method].curves) for task in comparison.shared) for method in pairs[0][:2]
+        ]
         enough = smallest_p <= 1 - CONFIDENCE
         why = f"{MIN_RUNS} of every task are needed" if enough else f"the least p they can reach is {smallest_p:.2g}"
         return [f"No verdict: {runs[0]} of {better} and {runs[1]} of {worse} are too few runs to tell ({why})."]

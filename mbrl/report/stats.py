@@ -8,12 +8,12 @@ Scores come as one array for each task, with one row for each run: (runs,) or (r
 number of runs; every run weighs the same, except in `improvement`, where every task does.
 
 How many runs can carry what:
-- An interval needs MIN_RUNS runs of every task. A bootstrap of n runs understates their variance by (n - 1) / n: with one
-  run it sees none, with two half of it.
-- Saying that one of two methods is better needs as well that a permutation test could say so. Of n and m runs of a task,
-  the most extreme result (all runs of one method above all of the other) has the two-sided p = 2 / C(n + m, n), and the
-  tasks' binomials multiply. 3 runs against 3 of one task reach 0.10, 3 against 4 0.057, 4 against 4 0.029, 3 against 3 of
-  each of two tasks 0.005. Where that is above 1 - CONFIDENCE there is no interval either.
+- An interval needs MIN_RUNS runs of every task. A bootstrap of n runs understates their variance by (n - 1) / n: with
+  one run it sees none, with two half of it.
+- Saying that one of two methods is better also needs runs enough for a permutation test to say so. Of n and m runs of a
+  task, the most extreme result (all runs of one above all of the other) has the two-sided p = 2 / C(n + m, n), and the
+  binomials of several tasks multiply. On one task 3 runs against 3 reach 0.10, 3 against 4 0.057, 4 against 4 0.029; on
+  two tasks 3 against 3 of each reach 0.005. Above 1 - CONFIDENCE there is neither an interval nor a verdict.
 """
 
 import math
