@@ -117,6 +117,20 @@ def test_the_page_stands_alone(typed: Command, runs: Path) -> None:
     assert "var(--method-0)" in text
 
 
+def test_what_a_page_shows_is_escaped(typed: Command, run_root: Path) -> None:
+    evil = "<img src=x onerror=alert(1)>"
+    run(run_root / "a & b", "hammer", "mbpo", 1, [0.5, 0.6], variant=evil)
+    assert typed(main, *words(run_root))[0] == 0
+    text = (run_root / "reports" / "latest" / "index.html").read_text()
+    page = Page()
+    page.feed(text)
+    assert "img" not in page.tags
+    assert "&lt;img src=x" in text
+    assert "a &amp; b/hammer" in text
+    assert "{{" not in text
+    assert "{%" not in text
+
+
 @pytest.mark.parametrize("name", ["mbpo", "mbpo-with-one-thread", "mbpo-with-a-very-long-name-of-its-variant"])
 def test_the_legend_is_as_wide_as_the_picture_at_most(name: str) -> None:
     figure = Figure(figsize=(6, 3), layout="constrained")
