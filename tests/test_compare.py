@@ -4,6 +4,7 @@ import csv
 import html.parser
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -251,18 +252,20 @@ def test_few_seeds_and_other_machines_are_told(run_root: Path) -> None:
     assert any("minutes come from different machines" in note for note in notes)
 
 
-GIVEN = {
+GUIDED = {"drqv2": {"guide_schedule": "linear(1.0,0.5,8000)"}}
+GIVEN: dict[str, dict[str, Any]] = {
     "mbpo": {"world_model": {"pretrained": "world_model/pretrained/small"}, "drqv2": {"guide_schedule": "0"}},
-    "mbpo-scratch": {"world_model": {"pretrained": "none"}, "drqv2": {"guide_schedule": "linear(1.0,0.5,8000)"}},
+    "mbpo-scratch": {"world_model": {"pretrained": "none"}} | GUIDED,
     "mbpo-hub": {"world_model": {"pretrained": "some/weights"}, "drqv2": {"guide_schedule": "0"}},
-    "drqv2": {"drqv2": {"guide_schedule": "linear(1.0,0.5,8000)"}},
-    "dreamerv3": {"world_model": {"pretrained": "some/weights"}, "drqv2": {"guide_schedule": "linear(1.0,0.5,8000)"}},
+    "mbpo-true": {"world_model": {"pretrained": "none", "kind": "simulator"}, "drqv2": {"guide_schedule": "0"}},
+    "drqv2": GUIDED,
+    "dreamerv3": {"world_model": {"pretrained": "some/weights"}} | GUIDED,
 }
-SAID = """methods had unequal information: dreamerv3 had 5 demonstrations in its replay buffer;
-    drqv2 had behaviour cloning and 5 demonstrations in its replay buffer;
-    mbpo had in-domain pre-training of its world model (world_model/pretrained/small) and 5 demonstrations in its replay
-    buffer; mbpo-hub had pre-training of its world model (some/weights) and 5 demonstrations in its replay buffer;
-    mbpo-scratch had behaviour cloning and 5 demonstrations in its replay buffer"""
+SAID = """methods had unequal information: dreamerv3: 5 demonstrations in the replay buffer;
+    drqv2, mbpo-scratch: behaviour cloning, 5 demonstrations in the replay buffer;
+    mbpo: in-domain pre-training of the world model (world_model/pretrained/small), 5 demonstrations in the replay
+    buffer; mbpo-hub: pre-training of the world model (some/weights), 5 demonstrations in the replay buffer;
+    mbpo-true: the simulator itself as world model, 5 demonstrations in the replay buffer"""
 
 
 def test_unequal_information_is_told(run_root: Path) -> None:
@@ -275,7 +278,7 @@ def test_unequal_information_is_told(run_root: Path) -> None:
     assert not any("information" in note for note in notes)
     run(run_root / "drqv2", "hammer", "uniform", 1, [0.5, 0.6], demonstrations=5)
     _, notes = compared(run_root / "drqv2")
-    assert any("uniform had 5 demonstrations" in note for note in notes)
+    assert any("; uniform: 5 demonstrations" in note for note in notes)
 
 
 def test_no_information_at_all_is_told_as_that(run_root: Path) -> None:
@@ -283,8 +286,8 @@ def test_no_information_at_all_is_told_as_that(run_root: Path) -> None:
     run(run_root, "door-lock", "dreamerv3", 1, [0.5, 0.6], demonstrations=0)
     _, notes = compared(run_root)
     assert (
-        "methods had unequal information: dreamerv3 had nothing but its own experience; mbpo had in-domain "
-        "pre-training of its world model (world_model/pretrained/small)"
+        "methods had unequal information: dreamerv3: own experience only; "
+        "mbpo: in-domain pre-training of the world model (world_model/pretrained/small)"
     ) in notes
 
 

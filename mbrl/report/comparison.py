@@ -331,10 +331,11 @@ def _note_information(comparison: Comparison, note: Note) -> None:
         for name, things in lists.items():
             had.setdefault(name, {}).update(dict.fromkeys(things))
     if unequal:
-        told = [
-            f"{name} had {' and '.join(things) or 'nothing but its own experience'}" for name, things in had.items()
-        ]
-        note(f"methods had unequal information: {'; '.join(told)}")
+        alike: dict[str, list[str]] = {}
+        for name in had:
+            alike.setdefault(", ".join(had[name]) or "own experience only", []).append(name)
+        told = "; ".join(f"{', '.join(names)}: {things}" for things, names in alike.items())
+        note(f"methods had unequal information: {told}")
 
 
 def _note_trust(comparison: Comparison, note: Note) -> None:

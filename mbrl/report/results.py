@@ -73,14 +73,14 @@ def given(curve: Curve) -> list[str]:
     found = []
     pretrained, demonstrations = config.get("world_model.pretrained", "none"), config.get("demonstrations", 0)
     if config.get("world_model.kind") == "simulator" and uses(agent, "world_model.kind"):
-        found.append("the simulator itself as its world model")
+        found.append("the simulator itself as world model")
     elif pretrained != "none" and uses(agent, "world_model.pretrained"):
         domain = "in-domain " if IN_DOMAIN.get(pretrained) == suite(curve.task) else ""
-        found.append(f"{domain}pre-training of its world model ({pretrained})")
+        found.append(f"{domain}pre-training of the world model ({pretrained})")
     if demonstrations and str(config.get("drqv2.guide_schedule", "0")) != "0" and uses(agent, "drqv2.guide_schedule"):
         found.append("behaviour cloning")
     if demonstrations:
-        found.append(f"{demonstrations} demonstrations in its replay buffer")
+        found.append(f"{demonstrations} demonstrations in the replay buffer")
     return found
 
 
