@@ -54,7 +54,7 @@ def read(settings: CompareSettings, note: Note) -> list[Curve]:
             note(f"{error}: left out")
     curves = [curve for curve in curves if not wanted or curve.task in wanted]
     # Those learn nothing, and are so short that all others would be compared where they end.
-    smoke = [curve for curve in curves if curve.config["preset"] == SMOKE and curve.source not in named]
+    smoke = [curve for curve in curves if curve.config.get("preset") == SMOKE and curve.source not in named]
     if smoke and len(smoke) < len(curves):
         note(f"runs of preset=smoke were left out: {', '.join(str(curve.source) for curve in smoke)}")
         curves = [curve for curve in curves if curve not in smoke]
