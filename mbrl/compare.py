@@ -20,6 +20,7 @@ from mbrl.command import command
 from mbrl.report import figures, foreign, page, results, tables
 from mbrl.report.comparison import Comparison, Note, compare
 from mbrl.report.results import Curve, NothingThere
+from mbrl.run import SMOKE
 from mbrl.settings import Positive, Range, UserError, load_plain
 
 
@@ -52,6 +53,11 @@ def read(settings: CompareSettings, note: Note) -> list[Curve]:
         except NothingThere as error:
             note(f"{error}: left out")
     curves = [curve for curve in curves if not wanted or curve.task in wanted]
+    # Those learn nothing, and are so short that all others would be compared where they end.
+    smoke = [curve for curve in curves if curve.config.get("preset") == SMOKE and curve.source not in named]
+    if smoke and len(smoke) < len(curves):
+        note(f"runs of preset=smoke were left out: {', '.join(str(curve.source) for curve in smoke)}")
+        curves = [curve for curve in curves if curve not in smoke]
     # Of other people's many tasks, those that ours were run on.
     of_interest = wanted or frozenset(curve.task for curve in curves)
     for path in files:

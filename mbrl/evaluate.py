@@ -15,8 +15,9 @@ from agents import Agent
 from mbrl import checkpoints
 from mbrl.build import make_agent, make_env
 from mbrl.command import command
+from mbrl.identity import FREE_KEYS
 from mbrl.replay import Episode
-from mbrl.run import CHECKPOINTS, FREE_KEYS, run_folder, stored_settings, stream_seed
+from mbrl.run import CHECKPOINTS, run_folder, stored_settings, stream_seed
 from mbrl.settings import UserError, load, pick_device, typed_keys
 from mbrl.video import side_by_side, write_gif
 

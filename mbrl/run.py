@@ -23,6 +23,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import uuid
@@ -41,6 +42,7 @@ from tqdm import tqdm
 
 from mbrl import checkpoints
 from mbrl.checkpoints import Checkpoint
+from mbrl.identity import FREE_KEYS, differences, with_defaults
 from mbrl.logger import EVAL, TRAIN, Logger
 from mbrl.settings import Settings, UserError, build, flatten, pick_device, to_dict
 
@@ -48,10 +50,11 @@ CONFIG = "config.yaml"
 PROVENANCE = "git.json"
 CHECKPOINTS = "checkpoints"
 STATE = "run.json"  # the part of a checkpoint that belongs to the run itself
-# Keys that a restart may change. They change nothing a run computes, except that on a CPU another number of `threads`
-# splits sums elsewhere: the last bits then differ, so a run is only repeated bit for bit with the same number.
-FREE_KEYS = frozenset({"run_root", "log_every_frames", "video", "wandb", "threads"})
+LOCK = ".lock"
+LOG = "sweep.log"  # what a run that a sweep started printed
+SMOKE = "smoke"
 PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "metaworld", "dm-control", "hydra-core")
+KEEP_BOTH = "set variant=<name> to keep both, or remove the folder"
 
 
 class RunFinished(Exception):
@@ -83,25 +86,27 @@ class Run:
 
     @classmethod
     def open(cls, settings: Settings) -> "Run":
-        """Create the run's folder, or continue the run that is in it.
+        """Create the run's folder, or continue the run that is in it; it may grow to more `num_train_frames`.
 
-        Raises RunFinished if it is complete, UserError if the folder holds a run of another config or only
-        damaged checkpoints, or if another process trains in it.
+        Raises RunFinished if it is complete, UserError if the folder holds a run of another method (see
+        `mbrl/identity.py`) or only damaged checkpoints, or if another process trains in it.
         """
         folder = run_folder(settings)
         folder.mkdir(parents=True, exist_ok=True)
         lock = lock_folder(folder)
         try:
+            if _holds(folder, smoke=True) and settings.preset != SMOKE:
+                _move_smoke_run(folder, _smoke_folder(settings))
             begun = _has_begun(folder)
-            if begun:
-                check_same_config(folder, settings)
+            longer = begun and _check_same_run(folder, _stored(folder), settings, KEEP_BOTH)
             checkpoint = checkpoints.latest(folder / CHECKPOINTS)
-            if checkpoint and checkpoint.load(STATE)["finished"]:
+            # A last checkpoint within an episode has left that episode out: a longer run begins it again.
+            if checkpoint and checkpoint.load(STATE)["finished"] and checkpoint.frame >= settings.num_train_frames:
                 raise RunFinished(_finished_line(folder, checkpoint))
             (folder / "replay").mkdir(exist_ok=True)
             (folder / "videos").mkdir(exist_ok=True)
             identity = _write_provenance(folder, checkpoint)
-            if not begun:
+            if longer or not begun:
                 _write_text(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.create(to_dict(settings))))
             run = cls(settings, folder, lock, checkpoint)
         except BaseException:
@@ -178,13 +183,39 @@ class Run:
 
 
 def run_folder(settings: Settings) -> Path:
-    """runs/<task>/<agent>[-<variant>]/<seed>"""
-    agent = f"{settings.agent}-{settings.variant}" if settings.variant else settings.agent
+    """runs/<task>/<agent>[-<variant>]/<seed>; of a smoke run <agent>[-<variant>]-smoke where a real run is in that."""
+    folder = _folder(settings, settings.variant)
+    return _smoke_folder(settings) if settings.preset == SMOKE and _holds(folder, smoke=False) else folder
+
+
+def _folder(settings: Settings, variant: str) -> Path:
+    agent = f"{settings.agent}-{variant}" if variant else settings.agent
     return Path(settings.run_root) / settings.task / agent / str(settings.seed)
 
 
+def _smoke_folder(settings: Settings) -> Path:
+    return _folder(settings, f"{settings.variant}-{SMOKE}" if settings.variant else SMOKE)
+
+
+def _holds(folder: Path, smoke: bool) -> bool:
+    """Whether a run of `preset=smoke`, or one of another preset, has begun here."""
+    return _has_begun(folder) and (_read_config(folder / CONFIG).get("preset") == SMOKE) == smoke
+
+
+def _move_smoke_run(folder: Path, aside: Path) -> None:
+    """Make room for a real run in `folder`, which stays locked: its smoke run replaces the one in `aside`."""
+    print(f"{folder} held a smoke run, which is now in {aside}", file=sys.stderr)
+    aside.mkdir(parents=True, exist_ok=True)
+    with lock_folder(aside):
+        shutil.rmtree(aside)
+        aside.mkdir()
+        for path in folder.iterdir():
+            if path.name not in (LOCK, LOG):  # both are open
+                os.replace(path, aside / path.name)
+
+
 def is_finished(settings: Settings) -> bool:
-    """Whether the run of these settings is complete. A run of another config is not this one; its device is no matter.
+    """Whether the run of these settings is complete. A run of another method is not this one; its device is no matter.
 
     A quick look, for many runs: `Run.open` is the one that verifies.
     """
@@ -192,24 +223,28 @@ def is_finished(settings: Settings) -> bool:
     newest = max((folder / CHECKPOINTS).glob("[0-9]*"), default=None)
     try:
         finished = newest is not None and bool(json.loads((newest / STATE).read_text())["finished"])
-        check_same_config(folder, settings, set(flatten(to_dict(settings))) - FREE_KEYS - {"device"})
+        return finished and not _check_same_run(
+            folder, _stored(folder), settings, KEEP_BOTH, free=FREE_KEYS | {"device"}
+        )
     except (OSError, ValueError, KeyError, TypeError):  # UserError is a ValueError
         return False
-    return finished
 
 
 def stored_settings(asked: Settings, typed: Collection[str] = FREE_KEYS, free: frozenset[str] = FREE_KEYS) -> Settings:
     """The settings that the run in `asked`'s folder was started with; `typed` keys that are `free`, as asked.
 
     Raises UserError if there is no run, if a typed key that is not free differs from the run's, or if this version
-    of the code does not know the run's config.
+    of the code does not have the run's task, agent, preset or protocol.
     """
     folder = run_folder(asked)
     if not (folder / CONFIG).exists():
         raise UserError(f"there is no run in {folder}; start one with make train")
-    check_same_config(folder, asked, set(typed) - free)
-    changed = {key: getattr(asked, key) for key in free & {*typed, "run_root"}}
-    return build(Settings, _read_config(folder / CONFIG) | changed)
+    before = _stored(folder)
+    untyped = set(flatten(before)) - set(typed)
+    longer = _check_same_run(folder, before, asked, "leave these keys out", free=free | untyped)
+    grown = {"num_train_frames"} if longer and "num_train_frames" in typed else set()
+    changed = {key: getattr(asked, key) for key in free & {*typed, "run_root"} | grown}
+    return build(Settings, before | changed)
 
 
 def stream_seed(seed: int, *names: str | int) -> int:
@@ -223,12 +258,12 @@ def stream_seed(seed: int, *names: str | int) -> int:
 
 def lock_folder(folder: Path) -> TextIO:
     """The folder's lock, held until the file is closed; the system frees it when the process dies."""
-    file = open(folder / ".lock", "w")  # noqa: SIM115, the lock lives as long as the run
+    file = open(folder / LOCK, "w")  # noqa: SIM115, the lock lives as long as the run
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         file.close()
-        raise UserError(f"another process is training in {folder}; wait for it or set variant=<name>") from error
+        raise UserError(f"another process is training in {folder}; wait until it ends, or stop it") from error
     return file
 
 
@@ -236,7 +271,8 @@ def _finished_line(folder: Path, checkpoint: Checkpoint) -> str:
     rows = (folder / EVAL).read_text().splitlines()[1:] if (folder / EVAL).exists() else []
     last = rows[-1].split(",") if rows else []
     result = f", success rate {last[2]} and return {last[1]} over {last[3]} episodes" if last else ""
-    return f"{folder} is finished: {checkpoint.frame} frames{result}. Another seed or variant starts a new run"
+    more = "A larger num_train_frames continues it; another seed or variant starts a new run"
+    return f"{folder} is finished: {checkpoint.frame} frames{result}. {more}"
 
 
 def _has_begun(folder: Path) -> bool:
@@ -246,18 +282,34 @@ def _has_begun(folder: Path) -> bool:
     return (folder / CONFIG).exists() and (rows > 0 or any((folder / CHECKPOINTS).glob("*")))
 
 
-def check_same_config(folder: Path, settings: Any, among: Collection[str] | None = None) -> None:
-    """Raises UserError if a key (of `among`, if given) has another value than in the run of this folder."""
+def _check_same_run(
+    folder: Path, before: Mapping[str, Any], settings: Settings, advice: str, free: Collection[str] = FREE_KEYS
+) -> bool:
+    """Whether `settings` are those of the run `before`, but for more frames. Raises UserError if it is another."""
+    old, now = flatten(before), flatten(to_dict(settings))
+    longer = bool(now["num_train_frames"] > old["num_train_frames"])
+    keys = differences(old, now, {*free, "num_train_frames"} if longer else free)
+    _refuse(folder, keys, old, now, advice)
+    return longer
+
+
+def check_same_config(folder: Path, settings: Any, among: Collection[str]) -> None:
+    """Raises UserError if one of the keys `among` has another value than in the config of this folder."""
     before, now = flatten(_read_config(folder / CONFIG)), flatten(to_dict(settings))
-    compared = set(now | before) - FREE_KEYS if among is None else among
-    keys = [key for key in now | before if key in compared and before.get(key) != now.get(key)]
+    keys = [key for key in now | before if key in among and before.get(key) != now.get(key)]
+    _refuse(folder, keys, before, now, "choose another folder to keep both, or remove this one")
+
+
+def _refuse(folder: Path, keys: list[str], before: Mapping[str, Any], now: Mapping[str, Any], advice: str) -> None:
     if keys:
         shown = [f"{key} was {before.get(key, 'not set')}, is {now.get(key, 'not set')}" for key in keys[:6]]
         more = f" and {len(keys) - 6} more" if len(keys) > 6 else ""
-        raise UserError(
-            f"{folder} holds a run of another config ({'; '.join(shown)}{more}): "
-            "set variant=<name> to keep both, or remove the folder"
-        )
+        raise UserError(f"{folder} holds a run of another config ({'; '.join(shown)}{more}): {advice}")
+
+
+def _stored(folder: Path) -> dict[str, Any]:
+    """The config of the run in this folder, with the keys of this version."""
+    return with_defaults(_read_config(folder / CONFIG))
 
 
 def _read_config(path: Path) -> dict[str, Any]:

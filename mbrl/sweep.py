@@ -25,10 +25,9 @@ from tqdm import tqdm
 
 from mbrl.command import command
 from mbrl.logger import METRICS
-from mbrl.run import is_finished, run_folder
+from mbrl.run import LOG, is_finished, run_folder
 from mbrl.settings import Positive, Range, Settings, UserError, load, load_plain
 
-LOG = "sweep.log"
 PAUSE_S = 0.5  # between two looks at the runs
 PATIENCE_S = 30.0  # for a run that was asked to stop; it loses nothing when it is killed after that
 

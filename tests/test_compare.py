@@ -4,6 +4,7 @@ import csv
 import html.parser
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -117,6 +118,20 @@ def test_the_page_stands_alone(typed: Command, runs: Path) -> None:
     assert "var(--method-0)" in text
 
 
+def test_what_a_page_shows_is_escaped(typed: Command, run_root: Path) -> None:
+    evil = "<img src=x onerror=alert(1)>"
+    run(run_root / "a & b", "hammer", "mbpo", 1, [0.5, 0.6], variant=evil)
+    assert typed(main, *words(run_root))[0] == 0
+    text = (run_root / "reports" / "latest" / "index.html").read_text()
+    page = Page()
+    page.feed(text)
+    assert "img" not in page.tags
+    assert "&lt;img src=x" in text
+    assert "a &amp; b/hammer" in text
+    assert "{{" not in text
+    assert "{%" not in text
+
+
 @pytest.mark.parametrize("name", ["mbpo", "mbpo-with-one-thread", "mbpo-with-a-very-long-name-of-its-variant"])
 def test_the_legend_is_as_wide_as_the_picture_at_most(name: str) -> None:
     figure = Figure(figsize=(6, 3), layout="constrained")
@@ -184,6 +199,17 @@ def test_runs_that_ended_early_shorten_the_comparison_or_stay_out(run_root: Path
     assert any("2 ends at 2,000 frames and was left out" in note for note in notes)
 
 
+def test_smoke_runs_are_left_out_beside_others(run_root: Path) -> None:
+    smoke = run(run_root, "hammer", "mbpo", 1, [0.0, 0.0], every=500, preset="smoke", episode_frames=200)
+    assert compared(run_root)[0].ends == {"hammer": 1000}
+    run(run_root, "hammer", "drqv2", 1, [0.5, 0.6], episode_frames=None)
+    comparison, notes = compared(run_root)
+    assert (comparison.methods, comparison.ends) == (("drqv2",), {"hammer": 2000})
+    assert f"runs of preset=smoke were left out: {smoke}" in notes
+    comparison, _ = compared(run_root, runs=(str(smoke), str(run_root)))  # null is the suite's own 200 frames
+    assert comparison.methods == ("drqv2", "mbpo")
+
+
 def test_different_grids_are_interpolated_and_told(run_root: Path) -> None:
     run(run_root, "hammer", "mbpo", 1, [0.0, 0.2, 0.4, 0.6], every=1000)
     run(run_root, "hammer", "mbpo", 2, [0.1, 0.9], every=2000, eval_every_frames=2000)
@@ -197,16 +223,72 @@ def test_different_grids_are_interpolated_and_told(run_root: Path) -> None:
         compared(run_root)
 
 
+@pytest.mark.parametrize(("ours", "theirs"), [(2, 2), (1, 3), (3, 3), (3, 4), (2, 8)])
+def test_too_few_seeds_carry_no_verdict(typed: Command, run_root: Path, ours: int, theirs: int) -> None:
+    for agent, seeds, height in (("mbpo", ours, 1.0), ("drqv2", theirs, 0.0)):
+        for seed in range(1, seeds + 1):
+            run(run_root, "hammer", agent, seed, [height / 2, height])
+    code, out, error = typed(main, *words(run_root))
+    assert (code, error) == (0, "")
+    assert f"No verdict: {ours} of mbpo and {theirs} of drqv2 are too few runs to tell" in out
+    assert "wins" not in out
+    assert "faster" not in out
+    text = (run_root / "reports" / "latest" / "index.html").read_text()
+    assert "[1.00, 1.00]" not in text.split("<h1>")[1].split("</h1>")[0]
+
+
 def test_few_seeds_and_other_machines_are_told(run_root: Path) -> None:
-    for seed in (1, 2):
+    for seed in (1, 2, 3):
         run(run_root, "hammer", "mbpo", seed, [0.5, 0.6], cpus=2 * seed)
     run(run_root, "hammer", "drqv2", 1, [0.5, 0.6])
+    for seed in (1, 2):
+        run(run_root, "hammer", "uniform", seed, [0.5, 0.6])
     _, notes = compared(run_root)
     assert any(
         note.startswith("fewer than 5 seeds, so intervals come out too narrow: mbpo on every task") for note in notes
     )
     assert any("one seed only is an anecdote" in note and note.endswith("drqv2 on every task") for note in notes)
+    assert any(note == "two seeds only have no interval: uniform on every task" for note in notes)
     assert any("minutes come from different machines" in note for note in notes)
+
+
+GUIDED = {"drqv2": {"guide_schedule": "linear(1.0,0.5,8000)"}}
+GIVEN: dict[str, dict[str, Any]] = {
+    "mbpo": {"world_model": {"pretrained": "world_model/pretrained/small"}, "drqv2": {"guide_schedule": "0"}},
+    "mbpo-scratch": {"world_model": {"pretrained": "none"}} | GUIDED,
+    "mbpo-hub": {"world_model": {"pretrained": "some/weights"}, "drqv2": {"guide_schedule": "0"}},
+    "mbpo-true": {"world_model": {"pretrained": "none", "kind": "simulator"}, "drqv2": {"guide_schedule": "0"}},
+    "drqv2": GUIDED,
+    "dreamerv3": {"world_model": {"pretrained": "some/weights"}} | GUIDED,
+}
+SAID = """methods had unequal information: dreamerv3: 5 demonstrations in the replay buffer;
+    drqv2, mbpo-scratch: behaviour cloning, 5 demonstrations in the replay buffer;
+    mbpo: in-domain pre-training of the world model (world_model/pretrained/small), 5 demonstrations in the replay
+    buffer; mbpo-hub: pre-training of the world model (some/weights), 5 demonstrations in the replay buffer;
+    mbpo-true: the simulator itself as world model, 5 demonstrations in the replay buffer"""
+
+
+def test_unequal_information_is_told(run_root: Path) -> None:
+    for method, config in GIVEN.items():
+        agent, _, variant = method.partition("-")
+        run(run_root / method, "hammer", agent, 1, [0.5, 0.6], variant=variant, **config)
+    _, notes = compared(run_root)
+    assert " ".join(SAID.split()) in notes
+    _, notes = compared(run_root / "drqv2")
+    assert not any("information" in note for note in notes)
+    run(run_root / "drqv2", "hammer", "uniform", 1, [0.5, 0.6], demonstrations=5)
+    _, notes = compared(run_root / "drqv2")
+    assert any("; uniform: 5 demonstrations" in note for note in notes)
+
+
+def test_no_information_at_all_is_told_as_that(run_root: Path) -> None:
+    run(run_root, "door-lock", "mbpo", 1, [0.5, 0.6], demonstrations=0)
+    run(run_root, "door-lock", "dreamerv3", 1, [0.5, 0.6], demonstrations=0)
+    _, notes = compared(run_root)
+    assert (
+        "methods had unequal information: dreamerv3: own experience only; "
+        "mbpo: in-domain pre-training of the world model (world_model/pretrained/small)"
+    ) in notes
 
 
 def test_tasks_of_other_lengths_are_joined_by_share(run_root: Path) -> None:

@@ -1,9 +1,11 @@
 """Statistics against cases counted by hand, against rliable's numbers, and their intervals against the truth."""
 
+import itertools
+
 import numpy as np
 import pytest
 
-from mbrl.report.stats import Estimate, area, bootstrap, improvement, iqm, profile, time_to
+from mbrl.report.stats import Estimate, area, bootstrap, improvement, iqm, profile, smallest_p, time_to
 
 # -- by hand -----------------------------------------------------------------------------------------------------------
 
@@ -31,7 +33,7 @@ def test_time_to_a_threshold_by_hand() -> None:
 
 
 def test_profile_by_hand() -> None:
-    estimate = profile([np.array([0.0, 0.5]), np.array([0.5, 1.0])], [0.0, 0.4, 0.5, 1.0])
+    estimate = profile([np.array([0.0, 0.5] * 2), np.array([0.5, 1.0] * 2)], [0.0, 0.4, 0.5, 1.0])
     assert estimate.value.tolist() == [0.75, 0.75, 0.25, 0.0]  # above, not at
     assert np.all(estimate.low <= estimate.value)
     assert np.all(estimate.value <= estimate.high)
@@ -43,15 +45,43 @@ def test_improvement_by_hand() -> None:
     assert improvement(theirs, ours).value == pytest.approx((1 / 4 + 1 / 2) / 2)
 
 
-def test_one_run_has_no_interval() -> None:
-    for estimate in (
-        bootstrap(iqm, [np.array([0.5])]),
-        profile([np.array([0.5])], [0.1, 0.9]),
-        improvement([np.array([1.0])], [np.array([0.0])]),
-    ):
-        assert np.isfinite(estimate.value).all()
-        assert np.isnan(estimate.low).all()
-        assert np.isnan(estimate.high).all()
+@pytest.mark.parametrize("runs", [1, 2])
+def test_too_few_runs_have_no_interval(runs: int) -> None:
+    for tasks in ([runs], [runs, 5], [5, runs]):
+        few = [np.linspace(0.1, 0.9, count) for count in tasks]
+        for estimate in (bootstrap(iqm, few), profile(few, [0.1, 0.9]), improvement(few, [np.zeros(9) for _ in tasks])):
+            assert np.isfinite(estimate.value).all()
+            assert np.isnan(estimate.low).all()
+            assert np.isnan(estimate.high).all()
+    assert np.isfinite(bootstrap(iqm, [np.linspace(0.1, 0.9, 3)]).low)
+
+
+@pytest.mark.parametrize(
+    ("runs", "p", "carried"),
+    [
+        ([(2, 2)], 1 / 3, False),
+        ([(1, 3)], 1 / 2, False),
+        ([(3, 3)], 1 / 10, False),
+        ([(3, 4)], 2 / 35, False),
+        ([(4, 4)], 1 / 35, True),
+        ([(3, 5)], 1 / 28, True),
+        ([(2, 8)], 2 / 45, False),  # the p would do, but two runs have no interval
+        ([(3, 3), (3, 3)], 1 / 200, True),
+        ([(1, 1)], 1.0, False),
+    ],
+)
+def test_what_so_many_runs_can_show(runs: list[tuple[int, int]], p: float, carried: bool) -> None:
+    """All runs of one above all of the other: as clear as it gets. The p by writing out every labelling."""
+    ours, theirs = [np.ones(n) for n, _ in runs], [np.zeros(m) for _, m in runs]
+    assert smallest_p(ours, theirs) == pytest.approx(p)
+    assert np.isfinite(improvement(ours, theirs).low) == carried
+    labellings = itertools.product(*(itertools.combinations(range(n + m), n) for n, m in runs))
+    as_extreme = [
+        all(chosen == tuple(range(n)) for chosen, (n, _) in zip(labelling, runs, strict=True))
+        or all(chosen == tuple(range(m, n + m)) for chosen, (n, m) in zip(labelling, runs, strict=True))
+        for labelling in labellings
+    ]
+    assert np.mean(as_extreme) == pytest.approx(p)
 
 
 def test_runs_are_drawn_within_their_task() -> None:

@@ -377,9 +377,8 @@ def test_heads_learn_from_clean_tokens_alone():
 
 def test_a_success_head_learns_where_success_is_known():
     torch.manual_seed(0)
-    model = IVideoGPT(
-        TOKENIZER, dataclasses.replace(TRANSFORMER, attention_dropout=0.0), 3, heads=("reward", "success")
-    )
+    transformer = dataclasses.replace(TRANSFORMER, attention_dropout=0.0)
+    model = IVideoGPT(TOKENIZER, transformer, 3, heads=("reward", "success"))
     learner = WorldModelLearner(model, dataclasses.replace(LEARNER, transformer_lr=1e-2), seed=0)
     clips = make_clips()
     successes = torch.full((4, 6), torch.nan)

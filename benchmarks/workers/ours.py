@@ -100,7 +100,7 @@ class Update:
         self.segments = SegmentBatch(data["frames"], data["actions"], data["rewards"])
         self.device = torch.device(spec["device"])
         chosen = data["chosen"].to(self.device)
-        self.world._choose = lambda clips, *_: chosen.expand(clips, -1)  # type: ignore[method-assign, misc]
+        self.world._choose = lambda clips, *_: chosen.expand(clips, -1)  # type: ignore[method-assign]
 
     def outputs(self) -> dict[str, Tensor]:
         """Of two updates in a row, so that the step between them is compared as well."""

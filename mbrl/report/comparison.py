@@ -15,8 +15,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mbrl.report.results import Curve
-from mbrl.report.stats import REPS, Array, Estimate, area, bootstrap, improvement, iqm, profile, time_to
+from mbrl.report.results import Curve, given
+from mbrl.report.stats import (
+    MIN_RUNS,
+    REPS,
+    Array,
+    Estimate,
+    area,
+    bootstrap,
+    improvement,
+    iqm,
+    profile,
+    smallest_p,
+    time_to,
+)
 from mbrl.settings import UserError
 
 ALL = "all tasks"
@@ -62,6 +74,7 @@ class Improvement(NamedTuple):
     worse: str
     at_the_end: Estimate  # in its last score
     on_the_way: Estimate  # in the area under its curve: who learns faster
+    smallest_p: float  # that so many runs can reach: where they cannot carry a verdict, neither has an interval
 
 
 class Row(NamedTuple):
@@ -158,6 +171,7 @@ class Comparison:
                 b,
                 improvement(self._final(a), self._final(b), self.reps),
                 improvement(self._areas(a), self._areas(b), self.reps),
+                smallest_p(self._final(a), self._final(b)),
             )
             for a, b in pairs
         ]
@@ -246,6 +260,7 @@ def compare(curves: Sequence[Curve], note: Note, frames: int | None = None, reps
     comparison = Comparison(
         tasks, (*ours, *others), cells, ends, shared, tuple(sorted(whole, key=lambda m: -final[m])), reps
     )
+    _note_information(comparison, note)
     _note_trust(comparison, note)
     return comparison
 
@@ -305,11 +320,30 @@ def _note_grids(task: str, cells: dict[str, Cell], note: Note) -> None:
             return
 
 
+def _note_information(comparison: Comparison, note: Note) -> None:
+    """Tells when methods learned from more than the same experience."""
+    had: dict[str, dict[str, None]] = {}  # in order
+    unequal = False
+    for task in comparison.tasks:
+        cells = {name: cell for name, cell in comparison.by_method(task).items() if comparison.is_ours(name)}
+        lists = {name: given(cell.curves[0]) for name, cell in cells.items()}  # the seeds of a method have the same
+        unequal |= len(set(map(tuple, lists.values()))) > 1
+        for name, things in lists.items():
+            had.setdefault(name, {}).update(dict.fromkeys(things))
+    if unequal:
+        alike: dict[str, list[str]] = {}
+        for name in had:
+            alike.setdefault(", ".join(had[name]) or "own experience only", []).append(name)
+        told = "; ".join(f"{', '.join(names)}: {things}" for things, names in alike.items())
+        note(f"methods had unequal information: {told}")
+
+
 def _note_trust(comparison: Comparison, note: Note) -> None:
     """Tells what makes the intervals, or the times, less than they seem."""
     for low, high, meaning in (
         (1, 1, "one seed only is an anecdote and has no interval"),
-        (2, ENOUGH_SEEDS - 1, f"fewer than {ENOUGH_SEEDS} seeds, so intervals come out too narrow"),
+        (2, MIN_RUNS - 1, "two seeds only have no interval"),
+        (MIN_RUNS, ENOUGH_SEEDS - 1, f"fewer than {ENOUGH_SEEDS} seeds, so intervals come out too narrow"),
     ):
         few = []
         for method in filter(comparison.is_ours, comparison.methods):

@@ -1,5 +1,6 @@
 """The plots of a comparison: as SVG that takes its colours from the page around it, and as one PNG for a document."""
 
+import html
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -152,7 +153,7 @@ def svg(figure: Figure, description: str) -> str:
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     text = file.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    opening = rf'<svg viewBox="\1" role="img" aria-label="{description}">'
+    opening = rf'<svg viewBox="\1" role="img" aria-label="{html.escape(description)}">'
     text = re.sub(r'^<svg[^>]*?viewBox="([^"]*)"[^>]*>', opening, text)
     text = re.sub(r"font: (?:\S+ )?([\d.]+px) [^;\"]*", r"font-size: \1; font-family: inherit", text)
     text = re.sub(r'id="method-(\d+)"', r'class="method method-\1"', text)

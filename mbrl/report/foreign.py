@@ -30,8 +30,9 @@ TDMPC2_PIXELS = TDMPC2.replace("states", "pixels")
 DRQV2 = "DrQ-v2's files: from pixels; action repeat 2; 10 evaluation episodes"
 HIGHEST_RETURN = 1000.0  # of every DM Control task
 MOST_POINTS, BINS = 100, 50  # a run with one score for each episode is averaged in bins
-PREFIXES = (("dmc-", "dm_control/"), ("mw-", ""), ("metaworld-", ""), ("toy-", "toy/"), ("", "dm_control/"))
-OTHER_NAMES = {"cup-catch": "ball-in-cup-catch"}
+# How others begin the names of a suite's tasks; the first is what our export writes. By default the suite's own name.
+PREFIXES = {"dm_control": ("dmc-", ""), "metaworld": ("metaworld-", "mw-")}
+OTHER_NAMES = {"ball-in-cup-catch": "cup-catch"}
 
 Note = Callable[[str], None]
 
@@ -79,15 +80,18 @@ def read_file(path: Path, wanted: frozenset[str], note: Note) -> list[Curve] | N
     return None
 
 
-def task_name(published: str) -> str | None:
-    """Our name of a task that others call `dmc_walker_walk`, `walker-walk`, `mw-hammer`, ...; None without one."""
-    name = published.replace("_", "-")
-    for prefix, ours in PREFIXES:
-        if name.startswith(prefix):
-            tail = name.removeprefix(prefix)
-            known = ours + OTHER_NAMES.get(tail, tail)
-            return known if known in envs.task_names() else None
-    return None
+def published_names() -> dict[str, str]:
+    """Names that others, or our export, give to the tasks of `envs` (hyphens for underscores) -> our names."""
+    names: dict[str, str] = {}
+    for task in envs.task_names():
+        tail = task.split("/")[-1]
+        for prefix in _prefixes(task):
+            names |= {prefix + tail: task, prefix + OTHER_NAMES.get(tail, tail): task}
+    return names
+
+
+def _prefixes(task: str) -> tuple[str, ...]:
+    return PREFIXES.get(suite(task), (f"{suite(task).replace('_', '-')}-",))
 
 
 def _dreamerv3_scores(path: Path) -> list[Row]:
@@ -135,9 +139,9 @@ def _curves(
 ) -> list[Curve]:
     """One curve for each task, method and seed; scores on a scale of 0 to 1."""
     runs: dict[tuple[str, str, str], list[Row]] = {}
-    unknown = set()
+    names, unknown = published_names(), set()
     for row in rows:
-        task = task_name(row.task)
+        task = names.get(row.task.replace("_", "-"))
         if task is None:
             unknown.add(row.task)
         elif not wanted or task in wanted:
@@ -190,10 +194,9 @@ def write_dreamerv3(curves: Sequence[Curve], folder: Path) -> None:
 
     Scores are success rates, or returns in DM Control. Names have no hyphens, because plot.py splits at them.
     """
-    prefixes = {"metaworld": "metaworld_", "dm_control": "dmc_", "toy": "toy_"}
     records = []
     for curve in curves:
-        task = prefixes[suite(curve.task)] + curve.task.split("/")[-1].replace("-", "_")
+        task = (_prefixes(curve.task)[0] + curve.task.split("/")[-1]).replace("-", "_")
         method = curve.method.replace("-", "_")
         scores = curve.scores * (HIGHEST_RETURN if suite(curve.task) == "dm_control" else 1.0)
         xs, ys = [int(frame) for frame in curve.frames], [round(float(score), 6) for score in scores]

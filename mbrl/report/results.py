@@ -17,25 +17,26 @@ from typing import Any
 import numpy as np
 import yaml
 
+from envs import dmcontrol, metaworld, toy
+from mbrl.identity import BETWEEN_SEEDS, differences, uses, with_defaults
 from mbrl.logger import EVAL, EVAL_COLUMNS
 from mbrl.report.stats import Array
-from mbrl.run import CONFIG, FREE_KEYS, PROVENANCE
+from mbrl.run import CONFIG, PROVENANCE
 from mbrl.settings import UserError, flatten
 
 # What the simulator of a task is made of; other versions of these are other tasks.
 SIMULATORS = {"metaworld": ("metaworld", "mujoco"), "dm_control": ("dm-control", "mujoco"), "toy": ()}
+# How long a suite's episodes are where a config says null.
+EPISODE_FRAMES = {
+    "metaworld": metaworld.EPISODE_FRAMES,
+    "dm_control": dmcontrol.EPISODE_FRAMES,
+    "toy": toy.EPISODE_FRAMES,
+}
 VERSIONS = ("metaworld", "dm-control", "mujoco")
 EVERYWHERE = ("protocol", "action_repeat", *VERSIONS)
 WITHIN_A_TASK = ("success_bonus", "demonstrations", "episode_frames")
-# Keys in which the seeds of one method may differ.
-BETWEEN_SEEDS = FREE_KEYS | {
-    "seed",
-    "device",
-    "num_train_frames",
-    "eval_every_frames",
-    "num_eval_episodes",
-    "checkpoint_every_frames",
-}
+# Weights that were pre-trained on other tasks of a suite that agents are judged on.
+IN_DOMAIN = {"world_model/pretrained/small": "metaworld"}
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C it is ten times as quick, and there are many runs
 RETURN_PER_FRAME = 1.0  # the most that a DM Control task pays
 
@@ -66,6 +67,23 @@ class Curve:
         return bool(self.rules)
 
 
+def given(curve: Curve) -> list[str]:
+    """What a run of ours had beside its own experience, by its config."""
+    config, agent = curve.config, str(curve.config["agent"])
+    found = []
+    pretrained, demonstrations = config.get("world_model.pretrained", "none"), config.get("demonstrations", 0)
+    if config.get("world_model.kind") == "simulator" and uses(agent, "world_model.kind"):
+        found.append("the simulator itself as world model")
+    elif pretrained != "none" and uses(agent, "world_model.pretrained"):
+        domain = "in-domain " if IN_DOMAIN.get(pretrained) == suite(curve.task) else ""
+        found.append(f"{domain}pre-training of the world model ({pretrained})")
+    if demonstrations and str(config.get("drqv2.guide_schedule", "0")) != "0" and uses(agent, "drqv2.guide_schedule"):
+        found.append("behaviour cloning")
+    if demonstrations:
+        found.append(f"{demonstrations} demonstrations in the replay buffer")
+    return found
+
+
 def suite(task: str) -> str:
     return task.split("/")[0] if "/" in task else "metaworld"
 
@@ -92,7 +110,7 @@ def find(patterns: Sequence[str], left_out: Path) -> tuple[list[Path], list[Path
                 _search(path, left_out, found, files)
         if len(named) + len(found) + len(files) == before:
             raise UserError(f"{pattern}: there is no run and no file of results; make train and make sweep make runs")
-    return list(dict.fromkeys(named)), list(dict.fromkeys(found)), list(dict.fromkeys(files))
+    return list(dict.fromkeys(named)), [x for x in dict.fromkeys(found) if x not in named], list(dict.fromkeys(files))
 
 
 def _search(root: Path, left_out: Path, found: list[Path], files: list[Path]) -> None:
@@ -119,8 +137,9 @@ def read_run(folder: Path, note: Callable[[str], None]) -> Curve:
     frames, wall_time = rows["frame"], rows["wall_time_s"]
     if np.any(np.diff(frames) <= 0):
         raise UserError(f"{folder / EVAL}: its frames do not rise; leave this run out or remove its folder")
+    config["episode_frames"] = config.get("episode_frames") or EPISODE_FRAMES.get(suite(task))
     if suite(task) == "dm_control":
-        scores = rows["episode_return"] / (RETURN_PER_FRAME * float(config.get("episode_frames") or 1000))
+        scores = rows["episode_return"] / (RETURN_PER_FRAME * float(config["episode_frames"]))
     else:
         scores = rows["success_rate"]
     versions, machine = _provenance(folder)
@@ -153,7 +172,10 @@ def _config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged; leave this run out") from None
     if not isinstance(config, dict) or not {"task", "agent", "seed"} <= config.keys():
         raise UserError(f"{path} is damaged: it names no task, agent and seed; leave this run out")
-    return flatten(config)
+    try:
+        return flatten(config) | flatten(with_defaults(config))
+    except UserError:  # of a task, agent, preset or protocol that this version does not have: as it is
+        return flatten(config)
 
 
 def _rows(path: Path, note: Callable[[str], None]) -> dict[str, Array]:
@@ -221,11 +243,10 @@ def check(curves: Sequence[Curve]) -> None:
                 "choose one with RUNS=..."
             )
         first = methods.setdefault((curve.task, curve.method), curve)
-        settled = (set(first.config) | set(curve.config)) - BETWEEN_SEEDS
-        other = sorted(key for key in settled if first.config.get(key) != curve.config.get(key))
-        if other:
-            shown = ", ".join(f"{key} {first.config.get(key)} and {curve.config.get(key)}" for key in other[:3])
+        if other := differences(first.config, curve.config, BETWEEN_SEEDS):
+            shown = ", ".join(f"{key} {first.config[key]} and {curve.config[key]}" for key in other[:3])
+            more = f" and {len(other) - 3} more keys" if len(other) > 3 else ""
             raise UserError(
-                f"{first.source} and {curve.source} are not seeds of one method: {shown}; "
+                f"{first.source} and {curve.source} are not seeds of one method: {shown}{more}; "
                 "choose runs that agree with RUNS=..., and give changed runs a variant=<name>"
             )

@@ -16,7 +16,11 @@ PERCENT = [f"{100 * threshold:.0f}" for threshold in THRESHOLDS]
 def headings(score: str) -> list[str]:
     """Of the columns of `cells`."""
     times = [f"{clock} to {percent} %" for clock in ("frames", "minutes") for percent in PERCENT]
-    return ["task", "method", "seeds", "episodes", "at frame", f"{score}, IQM [95 %]", "area [95 %]", *times]
+    return ["task", "method", "seeds", "episodes", "at frame", score_heading(score), "area [95 %]", *times]
+
+
+def score_heading(score: str) -> str:
+    return f"{score}, IQM [95 %]"
 
 
 def cells(row: Row) -> list[str]:
