@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -37,37 +37,28 @@ PRECISIONS = ("auto", "fp32", "bf16")
 
 @dataclasses.dataclass(frozen=True)
 class DrQv2Config:
-    """Settings of the agent; their values live in `configs/`. Schedules count decisions.
+    """Settings of the agent; their values live in `configs/`, where ranges are checked. Schedules count decisions.
 
     Raises:
-        InvalidConfig: a value that cannot be used.
+        InvalidConfig: a name or a schedule that cannot be used.
     """
 
     encoder: str  # a key of ENCODERS
-    feature_dim: int
-    hidden_dim: int
-    lr: float
-    critic_target_tau: float
+    feature_dim: Annotated[int, "[1, inf)"]
+    hidden_dim: Annotated[int, "[1, inf)"]
+    lr: Annotated[float, "(0, inf)"]
+    critic_target_tau: Annotated[float, "(0, 1]"]
     stddev_schedule: str  # exploration noise, e.g. "linear(1.0,0.1,100000)"
-    stddev_clip: float
+    stddev_clip: Annotated[float, "(0, inf)"]
     guide_schedule: str  # weight of behaviour cloning, e.g. "linear(1.0,0.0,8000)"; "0" turns it off
-    guide_batch_size: int  # demonstration transitions that the loop hands to `update` while the guide is on
+    # demonstration transitions that the loop hands to `update` while the guide is on
+    guide_batch_size: Annotated[int, "[1, inf)"]
     precision: str  # "auto": bf16 on a CPU that computes with it, fp32 elsewhere
 
     def __post_init__(self) -> None:
         for name, known in (("encoder", ENCODERS), ("precision", PRECISIONS)):
             if getattr(self, name) not in known:
                 raise InvalidConfig(f"{name}={getattr(self, name)!r} is unknown: choose {' or '.join(known)}")
-        for name in (
-            "feature_dim",
-            "hidden_dim",
-            "lr",
-            "critic_target_tau",
-            "stddev_clip",
-            "guide_batch_size",
-        ):
-            if not getattr(self, name) > 0:
-                raise InvalidConfig(f"{name}={getattr(self, name)!r} must be larger than zero")
         for name in ("stddev_schedule", "guide_schedule"):
             if lowest_value(getattr(self, name)) < 0:
                 raise InvalidConfig(f"{name}={getattr(self, name)!r} must not be negative")

@@ -110,7 +110,6 @@ def test_a_schedule_that_is_not_understood_is_refused(text):
     [
         ({"encoder": "resnet"}, "'resnet' is unknown: choose drqv2 or strided"),
         ({"precision": "fp8"}, "choose auto or fp32 or bf16"),
-        ({"lr": 0.0}, "lr=0.0 must be larger"),
         ({"guide_schedule": "-1"}, "guide_schedule='-1' must not be negative"),
         ({"stddev_schedule": "linear(1,-1,100)"}, "must not be negative"),
         ({"guide_schedule": "step_linear(1,-1,10,1,10)"}, "must not be negative"),
