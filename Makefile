@@ -139,8 +139,11 @@ tasks: setup
 test: setup
 	$(PY) -m pytest $(ARGS)
 
+# What breaks most often and takes no run to find out.
+QUICK := architecture makefile settings weights_by_name stats metrics replay episodes augmentation adversary data video
+
 check: lint
-	$(PY) -m pytest -q -m "not slow"
+	$(PY) -m pytest -q $(QUICK:%=tests/test_%.py)
 
 lint: setup
 	$(PY) -m ruff check .

@@ -105,8 +105,9 @@ def find_pretrained(name: str, key: str = "world_model.pretrained") -> Path:
         )
     from huggingface_hub import snapshot_download
 
+    pinned = {"revision": hub["revision"]} if hub["revision"] else {}
     try:
-        return Path(snapshot_download(hub["repository"], revision=hub["revision"]))
+        return Path(snapshot_download(hub["repository"], **pinned))
     except Exception as error:  # noqa: BLE001, the hub's client lets through whatever its HTTP library raises
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{key}={name}: no folder, and not to be had from the hub: {reason}") from error

@@ -48,7 +48,7 @@ def test_a_mistake_on_the_real_command_line(shell: Shell, run_root: Path) -> Non
         ("world_model.learner.warmup_updates=-1", "it must be at least 0"),
         ("world_model.learner.segment_length=2", "must be more than context_length=2"),
         ("world_model.learner.tokenizer_span=2", "must be more than context_length=2"),
-        ("world_model.transformer.max_position_embeddings=50", "must be at least"),
+        ("world_model.transformer.max_position_embeddings=40", "must be at least"),
         ("world_model.tokenizer.context_length=99", "frame_stack=3 must be at least world_model.tokenizer.context_len"),
         ("frame_stack=1", "frame_stack=1 must be at least world_model.tokenizer.context_length=2"),
         ("world_model.transformer.num_attention_heads=3", "num_attention_heads 3"),
