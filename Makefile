@@ -6,12 +6,59 @@ PYTHON_VERSIONS := 3.11 3.12 3.13
 VENV := .venv
 PY := $(VENV)/bin/python
 
+# The variables that each target knows; INSTALLATION's are known to all, since every target may have to install first.
+INSTALLATION := PYTHON TORCH_INDEX
+KNOWS_train := TASK AGENT SEED PRESET ARGS
+KNOWS_resume := TASK AGENT SEED ARGS
+KNOWS_eval := TASK AGENT SEED ARGS
+KNOWS_sweep := TASK AGENT SEED SEEDS JOBS LAUNCHER PRESET ARGS
+KNOWS_compare := TASKS RUNS NAME ARGS
+KNOWS_data := SOURCE ARGS
+KNOWS_pretrain := DATA STAGE ARGS
+KNOWS_predict := MODEL DATA ARGS
+KNOWS_study := NAME MODEL DATA ARGS
+KNOWS_bench := TASK AGENT SEED PRESET PEER PEER_PYTHON ARGS
+KNOWS_doctor := ARGS
+KNOWS_tasks := ARGS
+KNOWS_test := ARGS
+TARGETS := help setup train resume eval sweep compare data pretrain predict study bench doctor tasks test check lint
+
+# --- what was typed, before anything is done ----------------------------------------------------------------------
+# A word that no target knows must stop make: `make train task=hammer` would train another task for hours.
+
+GOALS := $(or $(MAKECMDGOALS),help)
+KNOWN := $(foreach goal,$(GOALS),$(KNOWS_$(goal)))
+TYPED := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
+
+# For the shell, in quotes of its own.
+quote = '$(subst ','\'',$1)'
+# The nearest of the names $2 to what was typed, $1, or nothing.
+nearest = $(shell python3 -c 'import difflib, sys; names = {name.lower(): name for name in sys.argv[2:]}; \
+	print(*[names[name] for name in difflib.get_close_matches(sys.argv[1].lower(), names, 1, 0.65)])' \
+	$(call quote,$1) $2 2>/dev/null)
+
+define unknown_target
+make $1: there is no such target; $(or $(patsubst %,did you mean make %,$(call nearest,$1,$(TARGETS))),make help lists them)
+endef
+define unknown_variable
+$1=$(value $1): $(or $(patsubst %,write %=$(value $1),$(call nearest,$1,$(KNOWN))),make $(firstword $(GOALS)) knows $(strip \
+$(KNOWN) $(INSTALLATION))$(if $(filter ARGS,$(KNOWN)),; any other key is written ARGS="key=value"))
+endef
+$(foreach goal,$(filter-out $(TARGETS) $(VENV)/%,$(GOALS)),$(error $(call unknown_target,$(goal))))
+$(foreach name,$(filter-out $(KNOWN) $(INSTALLATION),$(TYPED)),$(error $(call unknown_variable,$(name))))
+
+# Values are what was typed: make reads no `$` in them, and `given` keeps the shell from reading the rest. ARGS alone is
+# made of words, and quotes of its own.
+$(foreach name,$(KNOWN) $(INSTALLATION),$(if $(filter-out undefined,$(origin $(name))),\
+	$(eval override $(name) := $$(value $(name)))))
+given = $(if $2,$(call quote,$1=$2))
+
 # The run that is meant. What is left out keeps its default in configs/config.yaml.
-RUN = $(if $(TASK),'task=$(TASK)') $(if $(AGENT),'agent=$(AGENT)') $(if $(SEED),'seed=$(SEED)')
+RUN = $(call given,task,$(TASK)) $(call given,agent,$(AGENT)) $(call given,seed,$(SEED))
 # The official code to measure beside.
-BESIDE = $(if $(PEER),'peer=$(PEER)') $(if $(PEER_PYTHON),'peer_python=$(PEER_PYTHON)')
-SWEEP = $(if $(SEEDS),'seed=$(SEEDS)') $(if $(JOBS),'jobs=$(JOBS)') $(if $(LAUNCHER),'launcher=$(LAUNCHER)')
-COMPARISON = $(if $(TASKS),'task_names=[$(TASKS)]') $(if $(RUNS),'runs=[$(RUNS)]') $(if $(NAME),'name=$(NAME)')
+BESIDE = $(call given,peer,$(PEER)) $(call given,peer_python,$(PEER_PYTHON))
+SWEEP = $(call given,seed,$(SEEDS)) $(call given,jobs,$(JOBS)) $(call given,launcher,$(LAUNCHER))
+COMPARISON = $(if $(TASKS),$(call given,task_names,[$(TASKS)])) $(if $(RUNS),$(call given,runs,[$(RUNS)])) $(call given,name,$(NAME))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -30,8 +77,10 @@ help:
 	@echo "make predict   predict recorded video with MODEL and DATA, with metrics (keys: configs/predict.yaml)"
 	@echo "make study     small studies of a model, NAME=fewshot|scaling|efficiency|decoupling, each a table (configs/study.yaml)"
 	@echo "make bench     measure speed; with PEER and PEER_PYTHON beside the official code (docs/performance.md)"
+	@echo "make tasks     list every task by suite, and what the protocols give it"
 	@echo "make doctor    show versions, device, renderer speed, and which optional weights were found"
 	@echo "make test      run the tests            (ARGS=\"tests/test_envs.py -k toy\" for some of them)"
+	@echo "make check     lint and the quick tests, in about a minute"
 	@echo "make lint      check style and types"
 	@echo
 	@echo "TASK=coffee-push     a Meta-world task, dm_control/walker-walk, ..., or toy/reach"
@@ -49,9 +98,9 @@ help:
 	@echo "                     install page lists them); without it the build that pip finds by default."
 	@echo "                     Another build later: remove $(VENV) first."
 
-.PHONY: train resume eval sweep compare data pretrain predict study bench doctor
+.PHONY: train resume eval sweep compare data pretrain predict study bench doctor tasks
 train: setup
-	$(PY) -m mbrl.train $(RUN) $(if $(PRESET),'preset=$(PRESET)') $(ARGS)
+	$(PY) -m mbrl.train $(RUN) $(call given,preset,$(PRESET)) $(ARGS)
 
 resume: setup
 	$(PY) -m mbrl.resume $(RUN) $(ARGS)
@@ -60,32 +109,41 @@ eval: setup
 	$(PY) -m mbrl.evaluate $(RUN) $(ARGS)
 
 sweep: setup
-	$(PY) -m mbrl.sweep $(RUN) $(SWEEP) $(if $(PRESET),'preset=$(PRESET)') $(ARGS)
+	$(PY) -m mbrl.sweep $(RUN) $(SWEEP) $(call given,preset,$(PRESET)) $(ARGS)
 
 compare: setup
 	$(PY) -m mbrl.compare $(COMPARISON) $(ARGS)
 
 data: setup
-	$(PY) -m mbrl.data $(if $(SOURCE),'source=$(SOURCE)') $(ARGS)
+	$(PY) -m mbrl.data $(call given,source,$(SOURCE)) $(ARGS)
 
 pretrain: setup
-	$(PY) -m mbrl.pretrain $(if $(DATA),'data=$(DATA)') $(if $(STAGE),'stage=$(STAGE)') $(ARGS)
+	$(PY) -m mbrl.pretrain $(call given,data,$(DATA)) $(call given,stage,$(STAGE)) $(ARGS)
 
 bench: setup
-	$(PY) -m benchmarks.bench $(RUN) $(if $(PRESET),'preset=$(PRESET)') $(BESIDE) $(ARGS)
+	$(PY) -m benchmarks.bench $(RUN) $(call given,preset,$(PRESET)) $(BESIDE) $(ARGS)
 
 predict: setup
-	$(PY) -m mbrl.predict $(if $(MODEL),'model=$(MODEL)') $(if $(DATA),'data=$(DATA)') $(ARGS)
+	$(PY) -m mbrl.predict $(call given,model,$(MODEL)) $(call given,data,$(DATA)) $(ARGS)
 
 study: setup
-	$(PY) -m mbrl.study $(if $(NAME),'study=$(NAME)') $(if $(MODEL),'start_from=$(MODEL)') $(if $(DATA),'data=$(DATA)') $(ARGS)
+	$(PY) -m mbrl.study $(call given,study,$(NAME)) $(call given,start_from,$(MODEL)) $(call given,data,$(DATA)) $(ARGS)
 
 doctor: setup
 	$(PY) -m mbrl.doctor $(ARGS)
 
-.PHONY: test lint
+tasks: setup
+	$(PY) -m mbrl.tasks $(ARGS)
+
+.PHONY: test check lint
 test: setup
 	$(PY) -m pytest $(ARGS)
+
+# What breaks most often and takes no run to find out.
+QUICK := architecture makefile settings weights_by_name stats metrics replay episodes augmentation adversary data video
+
+check: lint
+	$(PY) -m pytest -q $(QUICK:%=tests/test_%.py)
 
 lint: setup
 	$(PY) -m ruff check .
@@ -101,7 +159,7 @@ setup: $(VENV)/.installed $(VENV)/.gl
 # torch comes first and pinned, because requirements.lock must not decide which build (CPU, CUDA) is taken.
 # The lock is complete; --no-deps keeps pip from asking for labmaze on Python 3.13, where it has no wheel.
 $(VENV)/.installed: requirements.lock pyproject.toml | $(VENV)/.python
-	$(PY) -m pip install $(if $(TORCH_INDEX),--index-url '$(TORCH_INDEX)') $(TORCH)
+	$(PY) -m pip install $(if $(TORCH_INDEX),--index-url $(call quote,$(TORCH_INDEX))) $(TORCH)
 	$(PY) -m pip install --no-deps --requirement requirements.lock
 	$(PY) -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
@@ -111,13 +169,13 @@ PYTHON_FITS := import sys, ensurepip; \
 	sys.exit("%d.%d" % sys.version_info[:2] not in "$(PYTHON_VERSIONS)".split())
 
 $(VENV)/.python:
-	@for python in $(if $(PYTHON),'$(PYTHON)',python3 $(PYTHON_VERSIONS:%=python%)); do \
+	@for python in $(if $(PYTHON),$(call quote,$(PYTHON)),python3 $(PYTHON_VERSIONS:%=python%)); do \
 	    if "$$python" -c '$(PYTHON_FITS)' 2>/dev/null; then \
 	        echo "$$python -m venv $(VENV)"; \
 	        "$$python" -m venv --clear $(VENV) && touch $@; exit; \
 	    fi; \
 	done; \
-	echo "error: found no Python $(PYTHON_VERSIONS) with its venv module$(if $(PYTHON), as PYTHON=$(PYTHON));" \
+	echo "error: found no Python $(PYTHON_VERSIONS) with its venv module"$(if $(PYTHON),$(call quote, as PYTHON=$(PYTHON)))";" \
 	    "install one (Debian, Ubuntu: sudo apt-get install python3-venv)" \
 	    "or name it: make PYTHON=/path/to/python3.12" >&2; \
 	exit 2

@@ -29,7 +29,7 @@ import copy
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -47,48 +47,35 @@ PRECISIONS = ("auto", "fp32", "bf16")
 
 @dataclasses.dataclass(frozen=True)
 class DrQv2Config:
-    """Settings of the agent; their values live in `configs/`. Schedules count decisions.
+    """Settings of the agent; their values live in `configs/`, where ranges are checked. Schedules count decisions.
 
     Raises:
-        InvalidConfig: a value that cannot be used.
+        InvalidConfig: a name or a schedule that cannot be used.
     """
 
     encoder: str  # a key of ENCODERS
-    feature_dim: int
-    hidden_dim: int
-    lr: float
-    critic_target_tau: float
+    feature_dim: Annotated[int, "[1, inf)"]
+    hidden_dim: Annotated[int, "[1, inf)"]
+    lr: Annotated[float, "(0, inf)"]
+    critic_target_tau: Annotated[float, "(0, 1]"]
     stddev_schedule: str  # exploration noise, e.g. "linear(1.0,0.1,100000)"
-    stddev_clip: float
-    bc_updates: int  # of behaviour cloning before the first frame
+    stddev_clip: Annotated[float, "(0, inf)"]
+    bc_updates: Annotated[int, "[0, inf)"]  # of behaviour cloning before the first frame
     bc_schedule: str  # weight of behaviour cloning in `update`, e.g. "linear(1.0,0.0,8000)"; "0" turns it off
-    bc_batch_size: int  # demonstrated transitions of one such loss
+    bc_batch_size: Annotated[int, "[1, inf)"]  # demonstrated transitions of one such loss
     ibrl: bool  # take the better of the actor's and the frozen clone's action
     layer_norm: bool  # in the critic's MLPs
-    actor_average: float  # decay an update of the averaged weights that evaluation acts with; 0 turns it off
+    # decay an update of the averaged weights that evaluation acts with; 0 turns it off
+    actor_average: Annotated[float, "[0, 1)"]
     precision: str  # "auto": bf16 on a CPU that computes with it, fp32 elsewhere
 
     def __post_init__(self) -> None:
         for name, known in (("encoder", ENCODERS), ("precision", PRECISIONS)):
             if getattr(self, name) not in known:
                 raise InvalidConfig(f"{name}={getattr(self, name)!r} is unknown: choose {' or '.join(known)}")
-        for name in (
-            "feature_dim",
-            "hidden_dim",
-            "lr",
-            "critic_target_tau",
-            "stddev_clip",
-            "bc_batch_size",
-        ):
-            if not getattr(self, name) > 0:
-                raise InvalidConfig(f"{name}={getattr(self, name)!r} must be larger than zero")
         for name in ("stddev_schedule", "bc_schedule"):
             if value_range(getattr(self, name))[0] < 0:
                 raise InvalidConfig(f"{name}={getattr(self, name)!r} must not be negative")
-        if self.bc_updates < 0:
-            raise InvalidConfig(f"bc_updates={self.bc_updates} must not be negative")
-        if not 0 <= self.actor_average < 1:
-            raise InvalidConfig(f"actor_average={self.actor_average} must be at least 0 and less than 1")
         if self.ibrl and not self.bc_updates:
             raise InvalidConfig("ibrl=true needs a cloned policy: set bc_updates above 0")
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from world_model import IVideoGPT, WeightsError, WorldModel
 from world_model.learner import LearnerConfig, Rhythm, WorldModelLearner
 
 ROOT = Path(__file__).resolve().parent.parent
+HUB_NAME = re.compile(r"(?P<hub>hub:)?(?P<repository>(?P<owner>[\w-][\w.-]*)/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
+OTHER_WEIGHTS = "and none starts from random weights"
 PAPER_WITHOUT_WEIGHTS = (
     "warning: preset=paper fine-tunes for a thousand updates what the paper had pre-trained for a million; without "
     "world_model.pretrained=<folder> it begins with random weights and will dream badly for long (see the README)"
@@ -86,44 +89,82 @@ def local_weights(name: str) -> Path | None:
     return next((folder for folder in (Path(name), ROOT / name) if folder.is_dir()), None)
 
 
-def find_pretrained(name: str) -> Path:
-    """The folder that `world_model.pretrained=<name>` means: a folder, or a hub name where huggingface_hub is there."""
+def find_pretrained(name: str, key: str = "world_model.pretrained") -> Path:
+    """The folder that `<key>=<name>` means: a folder, or one fetched from the hub.
+
+    A hub name is `<owner>/<name>` or `hub:<owner>/<name>`, and `@<revision>` pins it.
+    Raises UserError: there is neither.
+    """
     if folder := local_weights(name):
         return folder
-    if name.count("/") == 1 and not name.startswith((".", "/")) and importlib.util.find_spec("huggingface_hub"):
-        from huggingface_hub import snapshot_download
+    hub = HUB_NAME.fullmatch(name)
+    if hub is None or (not hub["hub"] and local_weights(hub["owner"])):  # a path of which the first part is there
+        raise UserError(f"{key}={name}: there is no such folder, {OTHER_WEIGHTS}")
+    if importlib.util.find_spec("huggingface_hub") is None:
+        raise UserError(
+            f"{key}={name}: there is no such folder, and a hub name needs pip install huggingface_hub, {OTHER_WEIGHTS}"
+        )
+    from huggingface_hub import snapshot_download
 
-        return Path(snapshot_download(name))
-    raise UserError(
-        f"world_model.pretrained={name}: there is no such folder (a hub name needs pip install huggingface_hub; "
-        "none starts from random weights)"
-    )
+    pinned = {"revision": hub["revision"]} if hub["revision"] else {}
+    try:
+        return Path(snapshot_download(hub["repository"], **pinned))
+    except Exception as error:  # noqa: BLE001, the hub's client lets through whatever its HTTP library raises
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{key}={name}: no folder, and not to be had from the hub: {reason}") from error
+
+
+def check_lengths(learner: LearnerConfig, context_length: int, prefix: str) -> None:
+    """Raises UserError if a clip that the world model learns from would have no future frame."""
+    for name in ("segment_length", "tokenizer_span"):
+        if (length := getattr(learner, name)) <= context_length:
+            raise UserError(f"{prefix}{name}={length} must be more than context_length={context_length}")
 
 
 def check_world(settings: Settings) -> None:
-    """Raises UserError if a size of the world model is out of range or does not go with another key."""
+    """Raises UserError if a size of the world model does not go with another key."""
     world = settings.world_model
-    for part in ("tokenizer", "transformer", "learner"):
-        for name, value in vars(getattr(world, part)).items():
-            least = 0 if name.endswith(("_updates", "_every", "_after", "_until")) else 1  # a time may be never
-            if type(value) is int and value < least:
-                raise UserError(f"world_model.{part}.{name}={value} is out of range: it must be at least {least}")
     if world.tokenizer.resolution != settings.image_size:
         raise UserError(
             f"world_model.tokenizer.resolution={world.tokenizer.resolution} must equal image_size={settings.image_size}"
         )
-    context = f"world_model.tokenizer.context_length={world.tokenizer.context_length}"
-    if settings.frame_stack < world.tokenizer.context_length:
-        raise UserError(f"frame_stack={settings.frame_stack} must be at least {context}: dreams begin with a stack")
-    for name in ("segment_length", "tokenizer_span"):
-        if (length := getattr(world.learner, name)) <= world.tokenizer.context_length:
-            raise UserError(f"world_model.learner.{name}={length} must be more than {context}")
+    known = world.tokenizer.context_length
+    if settings.frame_stack < known:
+        raise UserError(
+            f"frame_stack={settings.frame_stack} must be at least world_model.tokenizer.context_length={known}: "
+            "dreams begin with a stack"
+        )
+    check_lengths(world.learner, known, "world_model.learner.")
+    tokens, positions = world.tokenizer.layout.length(world.learner.segment_length), world.transformer
+    if world.pretrained == "none" and positions.max_position_embeddings < tokens:
+        raise UserError(
+            f"world_model.transformer.max_position_embeddings={positions.max_position_embeddings} must be at least "
+            f"{tokens}, the tokens of world_model.learner.segment_length={world.learner.segment_length} frames"
+        )
+
+
+def at_random(learner: LearnerConfig) -> LearnerConfig:
+    """The keys of a learner whose model starts at random: its codes must be free to move. Raises UserError."""
+    if learner.freeze_codebooks and (learner.quantize_after or learner.revive_codes_until):
+        raise UserError(
+            "learner.freeze_codebooks=true would keep random codes: it goes with pre-trained weights, "
+            "or with quantize_after=0 and revive_codes_until=0"
+        )
+    return dataclasses.replace(learner, freeze_codebooks=bool(learner.freeze_codebooks))
 
 
 def beyond_the_start(learner: LearnerConfig, new_transformer: bool = False) -> LearnerConfig:
-    """The keys of a learner whose model does not start at random: its codes are in use, and none of them is dead."""
-    embed_codes = learner.embed_codes and new_transformer
-    return dataclasses.replace(learner, quantize_after=0, revive_codes_until=0, embed_codes=embed_codes)
+    """The keys of a learner whose model does not start at random: its codes are in use, and none of them is dead.
+
+    They stay as they are unless `freeze_codebooks` is false, as in the official training beside an agent.
+    """
+    return dataclasses.replace(
+        learner,
+        quantize_after=0,
+        revive_codes_until=0,
+        embed_codes=learner.embed_codes and new_transformer,
+        freeze_codebooks=learner.freeze_codebooks is not False,
+    )
 
 
 def make_world(settings: Settings, env: envs.PixelEnv, device: torch.device) -> WorldModel:
@@ -145,6 +186,7 @@ def make_ivideogpt(settings: Settings, env: envs.PixelEnv, device: torch.device)
         if world.pretrained == "none":
             if settings.preset == "paper":
                 print(PAPER_WITHOUT_WEIGHTS, file=sys.stderr)
+            learner = at_random(learner)
             model = IVideoGPT(world.tokenizer, world.transformer, action_dim)
         else:
             learner = beyond_the_start(learner)

@@ -4,6 +4,7 @@ import ctypes
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import agents
 import envs
@@ -11,7 +12,8 @@ from mbrl.checkpoints import FULL
 from mbrl.episodes import EpisodeStoreError
 from mbrl.replay import ReplayError
 from mbrl.run import RunFinished
-from mbrl.settings import UserError
+from mbrl.settings import HelpAsked, UserError
+from mbrl.usage import page
 from world_model import WeightsError
 from world_model.data import DataError
 
@@ -35,12 +37,15 @@ USER_ERRORS = (
 def command(main: Callable[[list[str]], None]) -> None:
     """Run an entry point on the words of the command line.
 
+    `--help` among them prints what the verb does and its keys (see `mbrl/usage.py`).
     Exit codes: 0 done, or nothing left to do; 2 after `error: <line>`; 130 when stopped from the keyboard.
     """
     warnings.formatwarning = _one_line
     keep_memory()
     try:
         main(sys.argv[1:])
+    except HelpAsked as asked:
+        print(page(Path(str(sys.modules[main.__module__].__file__)), sys.argv[1:], asked))
     except RunFinished as finished:
         print(finished)
     except USER_ERRORS as error:

@@ -4,11 +4,12 @@ The environment and the seeds are evaluation's own, and nothing random of the tr
 more often changes no weight.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 import envs
 from agents import Agent
@@ -32,7 +33,7 @@ class Evaluation(NamedTuple):
     successes: list[float]
 
 
-def play(agent: Agent, env: envs.PixelEnv, decision: int, seeds: Sequence[int]) -> Evaluation:
+def play(agent: Agent, env: envs.PixelEnv, decision: int, seeds: Iterable[int]) -> Evaluation:
     """One episode for each seed; `decision` is how far training is."""
     episodes, successes = [], []
     for seed in seeds:
@@ -69,7 +70,8 @@ def evaluate(words: list[str]) -> None:
     agent.load_weights(saved.load("agent.safetensors", device))  # all that acting needs, and fit for any device
     # Not the seeds that training evaluated with: its choice of a checkpoint may have been made on those.
     seeds = [stream_seed(settings.seed, "make eval", i) for i in range(settings.num_eval_episodes)]
-    result = play(agent, env, saved.frame // settings.action_repeat, seeds)
+    bar = tqdm(seeds, unit="episode", dynamic_ncols=True)
+    result = play(agent, env, saved.frame // settings.action_repeat, bar)
     env.close()
     video = folder / "videos" / f"make_eval_{saved.frame:09d}.gif"
     write_gif(video, side_by_side([episode.frames for episode in result.episodes[:SHOWN]], scale=2), fps=20)

@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm, trange
 
 from mbrl import checkpoints
-from mbrl.build import beyond_the_start
+from mbrl.build import at_random, beyond_the_start, check_lengths
 from mbrl.command import command
 from mbrl.distributed import joined_processes
 from mbrl.logger import Logger
@@ -110,9 +110,11 @@ class Pretraining:
         self.train_data.sample(1, longest, np.random.default_rng(0))  # says now if no episode is long enough
         torch.manual_seed(stream_seed(s.seed, "weights"))
         model = self._make_model().to(self.device)
-        learner = s.learner
-        if s.start_from != "none":
-            learner = beyond_the_start(learner, new_transformer=s.transformer != "auto")
+        check_lengths(s.learner, model.layout.context_length, "learner.")
+        if s.start_from == "none":
+            learner = at_random(s.learner)
+        else:
+            learner = beyond_the_start(s.learner, new_transformer=s.transformer != "auto")
         if s.sharded and learner.embed_codes:
             raise UserError("learner.embed_codes=true needs whole embeddings: set it or sharded to false")
         if self.stages.get("transformer"):

@@ -8,14 +8,11 @@ its reach ends here: the rest of the project sees `Settings`, plain frozen data 
 """
 
 import dataclasses
-import difflib
-import math
 import re
-import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from hydra import compose, initialize_config_dir
@@ -27,29 +24,36 @@ from omegaconf.errors import OmegaConfBaseException
 
 import envs
 from agents import DreamerV3Config, DrQv2Config, value_range
+from mbrl.schema import (  # noqa: F401, the commands take these from here
+    Count,
+    Fraction,
+    Positive,
+    Range,
+    UserError,
+    Weight,
+    build,
+    close,
+    convert,
+    first_line,
+    nearest,
+)
 from world_model import TokenizerConfig, TransformerConfig
 from world_model.learner import LearnerConfig
 
 T = TypeVar("T")
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs"
-
-
-class UserError(ValueError):
-    """Something the user can put right, said in one line: what is wrong and what to do."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Range:
-    """Inclusive bounds of a number, written into a field's type with `Annotated`."""
-
-    low: float
-    high: float = math.inf
-
-
-Positive = Annotated[int, Range(1)]
-Count = Annotated[int, Range(0)]
-Fraction = Annotated[float, Range(0.0, 1.0)]
+HELP = frozenset({"--help", "-h"})
 Device = Literal["auto", "cpu", "cuda", "mps"]
+
+
+class HelpAsked(Exception):
+    """`--help` was among the words: what the settings would be, and where each value stands."""
+
+    def __init__(self, files: Sequence[str], words: Sequence[str], values: Mapping[str, Any]) -> None:
+        super().__init__("--help")
+        self.files = files  # in configs/, later ones win
+        self.words = words  # what the user typed beside --help
+        self.values = values  # flat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,18 +93,18 @@ class Settings:
     camera: str
     render_quality: Literal["fast", "paper"]
     episode_frames: Positive | None  # None is the suite's own length
-    success_bonus: Annotated[float, Range(0.0)]
+    success_bonus: Weight
     demonstrations: Count  # successful scripted episodes put into the replay first
     demonstration_share: str  # of an agent batch drawn from the demonstrations alone; a schedule in decisions
     seed_policy: Literal["random", "bc"]  # who acts during num_seed_frames; bc is the cloned policy with noise
-    seed_stddev: Annotated[float, Range(0.0)]  # of that noise
+    seed_stddev: Weight  # of that noise
     # replay
     nstep: Positive
     discount: Fraction
     batch_size: Positive
     replay_buffer_frames: Positive
-    replay_memory_gb: Annotated[float, Range(0.0)]  # larger buffers are memory-mapped files
-    agent_updates_per_decision: Annotated[float, Range(0.0)]
+    replay_memory_gb: Weight  # larger buffers are memory-mapped files
+    agent_updates_per_decision: Weight
     # imagination
     real_ratio: Fraction  # share of real transitions in an agent batch; 1 never dreams again
     imagined_buffer_frames: Positive
@@ -109,7 +113,7 @@ class Settings:
     rollout_every_frames: Positive
     rollout_batch: Positive
     rollout_horizon: Positive
-    rollout_temperature: Annotated[float, Range(0.0)]
+    rollout_temperature: Weight
     rollout_top_k: Positive
     update_transformer_every_frames: Positive
     update_tokenizer_every_frames: Positive
@@ -131,9 +135,21 @@ class Settings:
         if seed_frames >= all_frames:
             raise UserError(f"num_train_frames={all_frames} must be more than num_seed_frames={seed_frames}")
 
+    @property
+    def updates_before_dreams(self) -> int:
+        """Least `initial_model_updates` of a world model that begins at random.
+
+        Its transformer waits until the tokenizer has had `quantize_after` updates, then learns from tokens that still
+        change fast: with as many updates again its first dreams are more than noise.
+        """
+        return 2 * self.world_model.learner.quantize_after
+
 
 def load(overrides: Sequence[str] = ()) -> Settings:
-    """Compose the files and the user's `key=value` words. Raises UserError, one line, on anything wrong."""
+    """Compose the files and the user's `key=value` words.
+
+    Raises UserError, one line, on anything wrong; HelpAsked if one of the words is `--help`.
+    """
     words = _parse(overrides)
     base = flatten(_container(OmegaConf.load(CONFIG_DIR / "config.yaml")))
     known = [key for key in base if not key.startswith("defaults")]
@@ -146,7 +162,7 @@ def load(overrides: Sequence[str] = ()) -> Settings:
     except envs.UnknownTask as error:
         raise UserError(str(error)) from error
     # What a run stores is the device it began on, so that no restart changes it unnoticed.
-    device = pick_device(_convert(Device, chosen["device"], "device")).type
+    device = pick_device(convert(Device, chosen["device"], "device")).type
     preset = str(chosen["preset"])
     if preset == "auto":
         preset = "paper" if device == "cuda" else "small"
@@ -157,9 +173,11 @@ def load(overrides: Sequence[str] = ()) -> Settings:
         "presets": _file("preset", "presets", preset),
         "agents": _file("agent", "agents", str(chosen["agent"])),
     }
-    values = _compose("config", [f"{group}={name}" for group, name in files.items()], words)
-    settings = build(Settings, values | {"task": task, "preset": preset, "device": device})
-    _check_sizes(settings.world_model.pretrained, words)
+    values = _compose("config", files, words) | {"task": task, "preset": preset, "device": device}
+    settings = build(Settings, values)
+    _check_sizes(settings, words)
+    _check_enough(settings)
+    _stop_for_help(overrides, "config", files, settings)
     return settings
 
 
@@ -172,17 +190,28 @@ def load_plain(cls: type[T], config: str, overrides: Sequence[str] = ()) -> T:
         _check_key(word.key_or_group, list(base), f"configs/{config}.yaml")
     # Where there is such a key, it chooses a file that is laid over this one.
     schedule = str((base | {word.key_or_group: word.value() for word in words}).get("schedule", "none"))
-    groups = [] if schedule == "none" else [f"schedules={_file('schedule', 'schedules', schedule)}"]
-    return build(cls, _compose(config, groups, words))
+    files = {} if schedule == "none" else {"schedules": _file("schedule", "schedules", schedule)}
+    settings = build(cls, _compose(config, files, words), file=f"configs/{config}.yaml")
+    _stop_for_help(overrides, config, files, settings)
+    return settings
 
 
-def _compose(config: str, groups: Sequence[str], words: Sequence[Override]) -> dict[str, Any]:
-    """Hydra's composition of `configs/<config>.yaml`, chosen group files and the user's words."""
+def _stop_for_help(overrides: Sequence[str], config: str, files: Mapping[str, str], settings: Any) -> None:
+    """Raises HelpAsked if it was."""
+    if HELP.intersection(overrides):
+        layers = [f"{config}.yaml", *(f"{group}/{name}.yaml" for group, name in files.items())]
+        words = [word for word in overrides if word not in HELP]
+        raise HelpAsked(layers, words, flatten(to_dict(settings)))
+
+
+def _compose(config: str, files: Mapping[str, str], words: Sequence[Override]) -> dict[str, Any]:
+    """Hydra's composition of `configs/<config>.yaml`, the chosen file of each group and the user's words."""
+    groups = [f"{group}={name}" for group, name in files.items()]
     try:
         with initialize_config_dir(config_dir=str(CONFIG_DIR), version_base="1.3"):
             return _container(compose(config, overrides=[*groups, *(word.input_line or "" for word in words)]))
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(f"the settings do not compose: {_first_line(error)}") from error
+        raise UserError(f"the settings do not compose: {first_line(error)}") from error
 
 
 def typed_keys(overrides: Sequence[str]) -> set[str]:
@@ -201,17 +230,6 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def nearest(name: str, names: Iterable[str], file: str = "configs/config.yaml") -> str:
-    """`; did you mean 'x'?` for the closest of `names`, or the whole list when none is close."""
-    names = list(names)
-    # A bare `lr` should find `drqv2.lr`, which edit distance alone puts far away.
-    tails = [other for other in names if other.rsplit(".", 1)[-1] == name]
-    close = tails or difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    return f"; known: {', '.join(names)}" if len(names) <= 20 else f"; see {file} for all keys"
-
-
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mappings as one dict of dotted keys."""
     flat: dict[str, Any] = {}
@@ -228,68 +246,6 @@ def to_dict(settings: Any) -> dict[str, Any]:
     return _container(OmegaConf.create(dataclasses.asdict(settings)))
 
 
-def build(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
-    """A frozen dataclass from a mapping, checking names, types and ranges on the way."""
-    assert dataclasses.is_dataclass(cls)
-    hints = typing.get_type_hints(cls, include_extras=True)
-    for name in values:
-        if name not in hints:
-            raise UserError(f"unknown key {prefix}{name}{nearest(name, hints)}")
-    missing = [field.name for field in dataclasses.fields(cls) if field.name not in values]
-    if missing:
-        raise UserError(f"{prefix}{missing[0]} has no value; give it one in configs/config.yaml")
-    fields = {name: _convert(hints[name], value, f"{prefix}{name}") for name, value in values.items()}
-    try:
-        return cls(**fields)
-    except ValueError as error:  # a part's own check of its values
-        where = f"{prefix.rstrip('.')}: " if prefix else ""
-        raise UserError(f"{where}{_first_line(error)}") from error
-
-
-def _convert(kind: Any, value: Any, key: str) -> Any:
-    """`value` as `kind`, or a UserError that names `key`."""
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin is Annotated:
-        value = _convert(args[0], value, key)
-        for bound in args[1:]:
-            if value is not None and not bound.low <= value <= bound.high:
-                limit = f"at least {bound.low}" if value < bound.low else f"at most {bound.high}"
-                raise UserError(f"{key}={value} is out of range: it must be {limit}")
-        return value
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        return _convert(next(arg for arg in args if arg is not type(None)), value, key)
-    if origin is Literal:
-        if value not in args:
-            names = [str(arg) for arg in args]
-            raise UserError(f"{key}={value}: it must be one of {', '.join(names)}{_close(str(value), names)}")
-        return value
-    if origin in (tuple, list):
-        if not isinstance(value, Sequence) or isinstance(value, str):
-            raise UserError(f"{key}={value}: it must be a list, such as [32,64]")
-        return tuple(_convert(args[0], item, f"{key}[{index}]") for index, item in enumerate(value))
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        if not isinstance(value, Mapping):
-            raise UserError(f"{key} is a section; set one of its keys")
-        return build(kind, value, f"{key}.")
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if kind is str and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return str(value)  # a schedule such as "0" is a number in YAML and on the command line
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        expected = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}[kind]
-        raise UserError(f"{key}={value} has the wrong type: it must be {expected}")
-    if kind is float and not math.isfinite(value):
-        raise UserError(f"{key}={value} is out of range: it must be finite")
-    return value
-
-
-def _close(name: str, names: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, names, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
 def _names(group: str) -> list[str]:
     return sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
 
@@ -298,7 +254,7 @@ def _file(key: str, group: str, name: str) -> str:
     """The name of an existing file of a config group, or a UserError."""
     names = _names(group)
     if name not in names:
-        raise UserError(f"unknown {key} {name!r}{_close(name, names)} (known: {', '.join(names)})")
+        raise UserError(f"unknown {key} {name!r}{close(name, names)} (known: {', '.join(names)})")
     return name
 
 
@@ -311,24 +267,45 @@ def _check_key(key: str, known: Sequence[str], file: str = "configs/config.yaml"
     raise UserError(f"unknown key {key}{nearest(key, known, file)}")
 
 
-def _check_sizes(pretrained: str, words: Sequence[Override]) -> None:
+def _check_sizes(settings: Settings, words: Sequence[Override]) -> None:
     """A size typed beside weights that have their own would be ignored: refuse it."""
     sized = ("world_model.tokenizer.", "world_model.transformer.")
     used = ("world_model.tokenizer.context_length", "world_model.transformer.attention_dropout")
+    pretrained = settings.world_model.pretrained
     for word in words:
         if pretrained != "none" and word.key_or_group.startswith(sized) and word.key_or_group not in used:
+            enough = max(settings.initial_model_updates, settings.updates_before_dreams)
+            longer = f" initial_model_updates={enough}" if enough > settings.initial_model_updates else ""
             raise UserError(
                 f"{word.key_or_group} comes from the weights in world_model.pretrained={pretrained}; "
-                "add world_model.pretrained=none to choose it and begin with random weights"
+                f"add world_model.pretrained=none{longer} to choose it and begin with random weights"
             )
 
 
+def _check_enough(settings: Settings) -> None:
+    """Refuse what would run to its end and never learn. Only of what is asked for: a run that was made can be read."""
+    s, least = settings, settings.updates_before_dreams
+    dreams_at_random = s.agent == "mbpo" and s.real_ratio < 1 and s.world_model.pretrained == "none"
+    if dreams_at_random and s.initial_model_updates < least:
+        raise UserError(
+            f"initial_model_updates={s.initial_model_updates} must be at least {least} beside "
+            f"world_model.pretrained=none and world_model.learner.quantize_after={least // 2}, after which the "
+            "transformer begins to learn: the first dreams would be noise"
+        )
+    window, steps = s.dreamerv3.batch_length, min(s.num_train_frames, s.replay_buffer_frames) // s.action_repeat
+    if s.agent == "dreamerv3" and window >= steps:
+        raise UserError(
+            f"dreamerv3.batch_length={window} must be less than the {steps} decisions that num_train_frames and "
+            "replay_buffer_frames allow: it would never learn"
+        )
+
+
 def _parse(overrides: Sequence[str]) -> list[Override]:
-    lines = [_quote_schedule(line) for line in overrides]
+    lines = [_quote_schedule(line) for line in overrides if line not in HELP]
     try:
         words = OverridesParser.create().parse_overrides(lines)
     except HydraException as error:
-        raise UserError(f"cannot read {' '.join(overrides)!r}: {_first_line(error)}; write key=value") from error
+        raise UserError(f"cannot read {' '.join(overrides)!r}: {first_line(error)}; write key=value") from error
     for word in words:
         if word.is_sweep_override():
             raise UserError(f"{word.input_line}: one value at a time, a run has one of each")
@@ -345,7 +322,3 @@ def _quote_schedule(line: str) -> str:
 
 def _container(config: Any) -> dict[str, Any]:
     return typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]

@@ -268,9 +268,6 @@ def test_weights_of_other_sizes_are_refused():
         ("size", "size13m", "choose smoke"),
         ("bins", 254, "odd number"),
         ("max_std", 0.05, "at least min_std"),
-        ("unimix", 1.5, "between 0 and 1"),
-        ("beta2", 1.0, "would never learn"),
-        ("batch_length", 1, "at least 2"),
         ("precision", "fp16", "auto, fp32, bf16"),
     ],
 )

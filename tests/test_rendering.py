@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -52,20 +51,17 @@ def test_other_corner_cameras_are_upright(camera):
     assert dark[32:].sum() > 2 * dark[:32].sum()
 
 
-def test_fast_is_fast():
-    times = {}
+def test_fast_leaves_out_what_takes_the_time():
+    """In software shadows and multisampling are nine tenths of a paper frame: see `make doctor` for the times here."""
+    costs = {}
     for quality in rendering.QUALITIES:
         env = envs.make("coffee-push", render_quality=quality)
-        env.reset(seed=0)
-        spent = []
-        for _ in range(5):
-            start = time.perf_counter()
-            env.simulator.render()
-            spent.append(time.perf_counter() - start)
-        times[quality] = min(spent)
+        renderer, flags = env.simulator._renderer, rendering.importlib.import_module("mujoco").mjtRndFlag
+        drawn = [bool(renderer._scene.flags[flag]) for flag in (flags.mjRND_SHADOW, flags.mjRND_REFLECTION)]
+        costs[quality] = (renderer._context.offSamples, renderer._context.shadowSize, *drawn)
         env.close()
-    # In software 5 ms against 50 ms. On a GPU both take about one, and the difference may drown.
-    assert times["fast"] < max(times["paper"] / 2, 0.01)
+    assert costs["fast"] == (0, 0, False, False)
+    assert costs["paper"] == (4, 4096, True, True)
 
 
 def test_two_environments_draw_in_turn_without_disturbing_each_other():
@@ -194,8 +190,11 @@ def test_a_context_that_cannot_be_made_is_a_missing_gl(monkeypatch):
 
 
 @linux_only
-def test_the_probes_are_quick():
-    start = time.perf_counter()
-    rendering._egl_works()
-    rendering._osmesa_works()
-    assert time.perf_counter() - start < 1.0
+def test_the_probes_only_load_libraries():
+    """Milliseconds: neither MuJoCo nor PyOpenGL is imported, and no context is made."""
+    code = (
+        "import sys; from envs import rendering; rendering._egl_works(); rendering._osmesa_works(); "
+        "print([m for m in ('mujoco', 'OpenGL', 'metaworld', 'torch') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,11 +1,13 @@
 """Settings: files are laid over each other in the right order, and every mistake gets one clear line."""
 
 import dataclasses
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import torch
 
 from mbrl import settings
+from mbrl.pretrain import PretrainSettings
 from mbrl.settings import CONFIG_DIR, Settings, UserError, build, flatten, load, pick_device, to_dict
 
 PAPER_TASKS = {  # where the published curves end, in frames
@@ -115,7 +117,7 @@ def test_schedules_need_no_quotes_for_hydra() -> None:
         (["video=1"], "video=1 has the wrong type: it must be true or false"),
         (["discount=nan"], "discount=nan is out of range"),
         (["seed=-1"], "seed=-1 is out of range: it must be at least 0"),
-        (["real_ratio=2"], "real_ratio=2.0 is out of range: it must be at most 1.0"),
+        (["real_ratio=2"], "real_ratio=2.0 is out of range: it must be at most 1$"),
         (["num_train_frames=0"], "num_train_frames=0 is out of range: it must be at least 1"),
         (["num_train_frames=100"], "num_train_frames=100 must be more than num_seed_frames"),
         (["render_quality=slow"], "render_quality=slow: it must be one of fast, paper"),
@@ -131,7 +133,12 @@ def test_schedules_need_no_quotes_for_hydra() -> None:
         ),
         (
             ["preset=small", "world_model.transformer.hidden_size=64", "world_model.pretrained=some/folder"],
-            "hidden_size comes from the weights in world_model.pretrained=some/folder; add world_model.pretrained=none",
+            "in world_model.pretrained=some/folder; add world_model.pretrained=none initial_model_updates=800",
+        ),
+        (["preset=small", "world_model.pretrained=none"], "initial_model_updates=200 must be at least 800"),
+        (
+            ["preset=smoke", "agent=dreamerv3", "dreamerv3.batch_length=5000"],
+            "batch_length=5000 must be less than",
         ),
         (["seed=1,2"], "one value at a time"),
         (["+new=1"], "cannot be added"),
@@ -146,6 +153,67 @@ def test_a_mistake_gets_one_line(words: list[str], line: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("word", "limit"),
+    [
+        ("drqv2.critic_target_tau=2", "at most 1"),
+        ("drqv2.critic_target_tau=0", "more than 0"),
+        ("drqv2.lr=-1e-4", "more than 0"),
+        ("drqv2.guide_batch_size=0", "at least 1"),
+        ("dreamerv3.unimix=1.5", "at most 1"),
+        ("dreamerv3.beta2=1", "less than 1"),
+        ("dreamerv3.batch_length=1", "at least 2"),
+        ("dreamerv3.lr=0", "more than 0"),
+        ("world_model.tokenizer.in_channels=1", "3$"),
+        ("world_model.tokenizer.space_to_depth=0", "at least 1"),
+        ("world_model.tokenizer.block_out_channels=[-8,8]", "at least 4"),
+        ("world_model.tokenizer.latent_channels=-1", "at least 1"),
+        ("world_model.transformer.attention_dropout=1.5", "less than 1"),
+        ("world_model.transformer.initializer_range=-1", "more than 0"),
+        ("world_model.learner.max_grad_norm=-1", "more than 0"),
+        ("world_model.learner.weight_decay=-1", "at least 0"),
+        ("world_model.learner.reward_weight=-1", "at least 0"),
+        ("world_model.learner.mse_weight=-1", "at least 0"),
+        ("world_model.learner.token_noise=2", "at most 1"),
+        ("world_model.learner.token_noise=-1", "at least 0"),
+        ("world_model.learner.warmup_updates=-1", "at least 0"),
+        ("world_model.learner.segment_length=1", "at least 2"),
+        ("world_model.learner.sampled_future_frames=0", "at least 1"),
+        ("world_model.learner.tokenizer_lr=-1e-4", "more than 0"),
+    ],
+)
+def test_a_number_out_of_its_range(word: str, limit: str) -> None:
+    with pytest.raises(UserError, match=rf"{word.split('=')[0]}.* is out of range: it must be {limit}"):
+        load(["preset=smoke", word])
+
+
+def test_a_list_of_another_length() -> None:
+    with pytest.raises(UserError, match=r"block_out_channels=\[\] has the wrong length: it must be at least 1"):
+        load(["preset=smoke", "world_model.tokenizer.block_out_channels=[]"])
+
+
+def numbers_without_a_range(kind: Any, key: str) -> list[str]:
+    """Keys below `key` that any number would do for."""
+    if dataclasses.is_dataclass(kind):
+        hints = get_type_hints(kind, include_extras=True)
+        return [found for name, hint in hints.items() for found in numbers_without_a_range(hint, f"{key}.{name}")]
+    if get_origin(kind) is not None and get_origin(kind) not in (Annotated, Literal):
+        return [found for part in get_args(kind) for found in numbers_without_a_range(part, key)]
+    return [key] if kind in (int, float) else []
+
+
+def test_every_number_has_a_range() -> None:
+    assert numbers_without_a_range(Settings, "run") == []
+    assert numbers_without_a_range(PretrainSettings, "pretrain") == []
+
+
+def test_a_run_from_scratch_learns_before_it_dreams() -> None:
+    words = ["preset=small", "world_model.pretrained=none"]
+    assert load([*words, "initial_model_updates=800"]).initial_model_updates == 800
+    assert load([*words, "agent=drqv2"]).agent == "drqv2"  # has no world model
+    assert load([*words, "real_ratio=1"]).real_ratio == 1  # never dreams
+
+
 def test_settings_are_frozen_and_survive_their_own_dict() -> None:
     result = load(["preset=smoke"])
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -158,8 +226,10 @@ def test_a_file_with_a_wrong_or_missing_key_is_refused() -> None:
     values = to_dict(load(["preset=smoke"]))
     with pytest.raises(UserError, match="unknown key drqv2.lrr; did you mean 'lr'"):
         build(Settings, values | {"drqv2": values["drqv2"] | {"lrr": 1}})
-    with pytest.raises(UserError, match="seed has no value"):
-        build(Settings, {key: value for key, value in values.items() if key != "seed"})
+    with pytest.raises(UserError, match="seed has no value in runs/x/config.yaml"):
+        build(Settings, {key: value for key, value in values.items() if key != "seed"}, file="runs/x/config.yaml")
+    with pytest.raises(UserError, match="drqv2.encoder has no value in runs/x/config.yaml"):
+        build(Settings, values | {"drqv2": {"feature_dim": 50}}, file="runs/x/config.yaml")
 
 
 def test_device_cpu_is_never_refused() -> None:

@@ -244,6 +244,7 @@ def test_evaluate_plays_the_newest_checkpoint_and_changes_nothing(shell: Shell, 
     assert done.returncode == 0, done.stderr
     assert f"{finished} at frame 160: success rate" in done.stdout
     assert "over 2 episodes" in done.stdout
+    assert "2/2" in done.stderr, "a bar over the episodes"
     after = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
     [video] = after.keys() - before.keys()
     assert Image.open(video).n_frames > 1

@@ -10,7 +10,7 @@ Letters: P pictures, H W their size, h w the map of verdicts.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -24,10 +24,11 @@ LARGEST_WEIGHT = 1e4
 
 @dataclass(frozen=True)
 class DiscriminatorConfig:
-    weight: float  # of its verdict in the tokenizer's loss, times the adaptive one; 0 leaves the discriminator out
-    after_updates: int  # of the tokenizer, before it learns and judges
-    lr: float
-    channels: tuple[int, ...]  # one halving each
+    # of its verdict in the tokenizer's loss, times the adaptive one; 0 leaves the discriminator out
+    weight: Annotated[float, "[0, inf)"]
+    after_updates: Annotated[int, "[0, inf)"]  # of the tokenizer, before it learns and judges
+    lr: Annotated[float, "(0, inf)"]
+    channels: tuple[Annotated[int, "[1, inf)"], ...]  # one halving each
 
     def __post_init__(self) -> None:
         if self.weight and not self.channels:

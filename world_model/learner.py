@@ -19,7 +19,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -63,33 +63,35 @@ class Rhythm:
 
 @dataclass(frozen=True)
 class LearnerConfig:
-    batch_size: int  # clips of a transformer update
-    segment_length: int  # T, frames of such a clip
-    tokenizer_batch_size: int  # clips of a tokenizer update
-    tokenizer_span: int  # frames among which such a clip's future frames are drawn; segment_length as officially
-    tokenizer_lr: float
-    transformer_lr: float
-    warmup_updates: int  # both rates rise linearly over this many updates
-    decay_updates: int  # and fall until this many; 0 keeps them, as officially online
+    batch_size: Annotated[int, "[1, inf)"]  # clips of a transformer update
+    segment_length: Annotated[int, "[2, inf)"]  # T, frames of such a clip
+    tokenizer_batch_size: Annotated[int, "[1, inf)"]  # clips of a tokenizer update
+    # frames among which such a clip's future frames are drawn; segment_length as officially
+    tokenizer_span: Annotated[int, "[2, inf)"]
+    tokenizer_lr: Annotated[float, "(0, inf)"]
+    transformer_lr: Annotated[float, "(0, inf)"]
+    warmup_updates: Annotated[int, "[0, inf)"]  # both rates rise linearly over this many updates
+    decay_updates: Annotated[int, "[0, inf)"]  # and fall until this many; 0 keeps them, as officially online
     decay: Literal["linear", "cosine"]  # to a tenth, from the first update on; or to nothing, after the warm-up
-    weight_decay: float
-    max_grad_norm: float
-    reward_weight: float
-    token_noise: float  # most of the dynamics tokens it reads that are replaced by random ones; 0 as officially
+    weight_decay: Annotated[float, "[0, inf)"]
+    max_grad_norm: Annotated[float, "(0, inf)"]
+    reward_weight: Annotated[float, "[0, inf)"]
+    # largest share of the input tokens replaced at random, in every other clip; 0 as officially
+    token_noise: Annotated[float, "[0, 1]"]
     tokenizer_dropout: bool  # while the tokenizer learns; officially only in pre-training
-    sampled_future_frames: int  # F, future frames of a clip that the tokenizer reconstructs in one update
+    # F, future frames of a clip that the tokenizer reconstructs in one update
+    sampled_future_frames: Annotated[int, "[1, inf)"]
     embed_codes: bool  # a transformer that has learned nothing begins with the tokenizer's codes; false as officially
-    freeze_codebooks: bool  # as officially when starting from pre-trained weights
-    quantize_after: int  # tokenizer updates as a plain autoencoder before codes are used; 0 as officially
-    revive_codes_until: int  # updates after that during which unused codes are restarted; 0 never, as officially
-    mse_weight: float  # of squared error beside L1 in the reconstruction loss; 0 as officially
-    motion_weight: float  # of the same error averaged over the pixels that move alone; 0 as officially
+    freeze_codebooks: bool | None  # None: where the model starts from pre-trained weights, as officially
+    # tokenizer updates as a plain autoencoder before codes are used; 0 as officially
+    quantize_after: Annotated[int, "[0, inf)"]
+    # updates after that during which unused codes are restarted; 0 never, as officially
+    revive_codes_until: Annotated[int, "[0, inf)"]
+    mse_weight: Annotated[float, "[0, inf)"]  # of squared error beside L1 in the reconstruction loss; 0 as officially
+    # of the same error averaged over the pixels that move alone; 0 as officially
+    motion_weight: Annotated[float, "[0, inf)"]
     perceptual_weights: str  # folder with LPIPS-VGG weights, or "none"
-    precision: str  # "auto" (bf16 where the device computes in it), "fp32" or "bf16"
-
-    def __post_init__(self) -> None:
-        if self.freeze_codebooks and (self.quantize_after or self.revive_codes_until):
-            raise ValueError("freeze_codebooks=true goes with quantize_after=0 and revive_codes_until=0")
+    precision: Literal["auto", "fp32", "bf16"]  # "auto" (bf16 where the device computes in it), "fp32" or "bf16"
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:

@@ -9,7 +9,7 @@ Pictures are float in [0, 1]; decoded ones may leave that range a little.
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,20 +26,22 @@ COVER_AT_START = -2.0  # logit of how far a drawn frame covers the last context 
 class TokenizerConfig:
     """Sizes, under the names of the official config.json."""
 
-    in_channels: int
-    resolution: int  # height and width of a frame, pixels
-    block_out_channels: tuple[int, ...]  # one level each; all but the last halve the map
-    layers_per_block: int
-    latent_channels: int
-    norm_num_groups: int
+    in_channels: Annotated[int, "[3, 3]"]
+    resolution: Annotated[int, "[1, inf)"]  # height and width of a frame, pixels
+    # one level each; all but the last halve the map
+    block_out_channels: Annotated[tuple[Annotated[int, "[4, inf)"], ...], "[1, inf)"]
+    layers_per_block: Annotated[int, "[1, inf)"]
+    latent_channels: Annotated[int, "[1, inf)"]
+    norm_num_groups: Annotated[int, "[1, inf)"]
     mid_block_add_attention: bool  # of the context branch; the conditional one always has it
-    num_vq_embeddings: int  # context codebook
-    num_dyn_embeddings: int  # dynamics codebook
-    patch_size: int  # p: positions of the future map joined into one token, a side
-    max_att_resolution: int  # cross-attention where the map is at most this
-    context_length: int  # K
-    cross_attention_dropout: float
-    space_to_depth: int  # ours: blocks of so many pixels a side are the channels of one inside; 1 as officially
+    num_vq_embeddings: Annotated[int, "[1, inf)"]  # context codebook
+    num_dyn_embeddings: Annotated[int, "[1, inf)"]  # dynamics codebook
+    patch_size: Annotated[int, "[1, inf)"]  # p: positions of the future map joined into one token, a side
+    max_att_resolution: Annotated[int, "[1, inf)"]  # cross-attention where the map is at most this
+    context_length: Annotated[int, "[1, inf)"]  # K
+    cross_attention_dropout: Annotated[float, "[0, 1)"]
+    # ours: blocks of so many pixels a side are the channels of one inside; 1 as officially
+    space_to_depth: Annotated[int, "[1, inf)"]
     blend: bool  # ours: a future frame is seen beside the last context frame, and drawn over it where it differs
 
     def __post_init__(self) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import platform
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -26,15 +27,16 @@ QUERIES = 170  # that a CPU attends to at a time
 class TransformerConfig:
     """Sizes, under the names of the official config.json. The vocabulary follows from the tokenizer."""
 
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    attention_dropout: float
-    rms_norm_eps: float
-    rope_theta: float
-    initializer_range: float
-    max_position_embeddings: int  # longest sequence trained on; rotary positions set no hard limit
+    hidden_size: Annotated[int, "[1, inf)"]
+    intermediate_size: Annotated[int, "[1, inf)"]
+    num_hidden_layers: Annotated[int, "[1, inf)"]
+    num_attention_heads: Annotated[int, "[1, inf)"]
+    attention_dropout: Annotated[float, "[0, 1)"]
+    rms_norm_eps: Annotated[float, "(0, inf)"]
+    rope_theta: Annotated[float, "(0, inf)"]
+    initializer_range: Annotated[float, "(0, inf)"]
+    # longest sequence trained on; rotary positions set no hard limit
+    max_position_embeddings: Annotated[int, "[1, inf)"]
 
 
 class FewRows:

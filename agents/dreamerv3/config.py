@@ -6,7 +6,7 @@ Names and values follow `dreamerv3/configs.yaml` of the official code (danijar/d
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 from agents.api import InvalidConfig
 
@@ -41,64 +41,49 @@ SIZES = {
 
 @dataclasses.dataclass(frozen=True)
 class DreamerV3Config:
-    """Settings of the agent; their values live in `configs/`.
+    """Settings of the agent; their values live in `configs/`, where ranges are checked.
 
     Raises:
-        InvalidConfig: a value that cannot be used.
+        InvalidConfig: a name that is unknown, or values that do not go together.
     """
 
     size: str  # a key of SIZES
     # learning
-    batch_size: int  # windows of an update
-    batch_length: int  # steps of a window that are learned from
-    train_ratio: float  # replayed steps for each decision in the environment
-    lr: float
-    warmup_updates: int  # the learning rate rises from 0 over this many updates
-    agc: float  # adaptive gradient clipping: largest norm of a gradient as a share of its weight's; 0 is off
-    beta1: float  # momentum
-    beta2: float  # decay of the mean square
-    eps: float
+    batch_size: Annotated[int, "[1, inf)"]  # windows of an update
+    batch_length: Annotated[int, "[2, inf)"]  # steps of a window that are learned from
+    train_ratio: Annotated[float, "(0, inf)"]  # replayed steps for each decision in the environment
+    lr: Annotated[float, "(0, inf)"]
+    warmup_updates: Annotated[int, "[0, inf)"]  # the learning rate rises from 0 over this many updates
+    # adaptive gradient clipping: largest norm of a gradient as a share of its weight's; 0 is off
+    agc: Annotated[float, "[0, inf)"]
+    beta1: Annotated[float, "[0, 1)"]  # momentum
+    beta2: Annotated[float, "[0, 1)"]  # decay of the mean square
+    eps: Annotated[float, "(0, inf)"]
     # world model
-    unimix: float  # share of the uniform distribution in every categorical
-    free_nats: float
-    dyn_scale: float  # weight of the loss that moves the prior to the posterior
-    rep_scale: float  # weight of the loss that moves the posterior to the prior
+    unimix: Annotated[float, "[0, 1]"]  # share of the uniform distribution in every categorical
+    free_nats: Annotated[float, "[0, inf)"]
+    dyn_scale: Annotated[float, "[0, inf)"]  # weight of the loss that moves the prior to the posterior
+    rep_scale: Annotated[float, "[0, inf)"]  # weight of the loss that moves the posterior to the prior
     # behaviour
-    imagination_length: int
-    horizon: int  # decisions; the discount is 1 - 1 / horizon
-    return_lambda: float
-    entropy: float  # weight of the actor's entropy
-    min_std: float  # of the actor
-    max_std: float
-    slow_rate: float  # of the slow critic's exponential average
-    slow_scale: float  # weight of the loss that keeps the critic near the slow one
-    replay_value_scale: float  # weight of the critic's loss on replayed steps
-    return_rate: float  # of the exponential average of the returns' percentiles
-    return_limit: float  # returns are never divided by less
-    bins: int  # of the reward's and the value's distribution
+    imagination_length: Annotated[int, "[1, inf)"]
+    horizon: Annotated[int, "[2, inf)"]  # decisions; the discount is 1 - 1 / horizon
+    return_lambda: Annotated[float, "[0, 1]"]
+    entropy: Annotated[float, "[0, inf)"]  # weight of the actor's entropy
+    min_std: Annotated[float, "(0, inf)"]  # of the actor
+    max_std: Annotated[float, "(0, inf)"]
+    slow_rate: Annotated[float, "[0, 1]"]  # of the slow critic's exponential average
+    slow_scale: Annotated[float, "[0, inf)"]  # weight of the loss that keeps the critic near the slow one
+    replay_value_scale: Annotated[float, "[0, inf)"]  # weight of the critic's loss on replayed steps
+    return_rate: Annotated[float, "[0, 1]"]  # of the exponential average of the returns' percentiles
+    return_limit: Annotated[float, "(0, inf)"]  # returns are never divided by less
+    bins: Annotated[int, "[3, inf)"]  # of the reward's and the value's distribution
     precision: str  # "auto": bf16 on a CUDA GPU and on a CPU that computes with it, fp32 elsewhere
 
     def __post_init__(self) -> None:
         for name, known in (("size", tuple(SIZES)), ("precision", PRECISIONS)):
             if getattr(self, name) not in known:
                 raise InvalidConfig(f"{name}={getattr(self, name)!r} is unknown: choose {', '.join(known)}")
-        positive = ("batch_size", "train_ratio", "lr", "eps", "imagination_length", "min_std", "return_limit")
-        not_negative = ("warmup_updates", "agc", "free_nats", "dyn_scale", "rep_scale", "entropy", "slow_scale")
-        shares = ("beta1", "beta2", "unimix", "return_lambda", "slow_rate", "return_rate")
-        for names, low, high in (
-            (positive, 1e-30, float("inf")),
-            ((*not_negative, "replay_value_scale"), 0, float("inf")),
-            (shares, 0, 1),
-            (("batch_length", "horizon"), 2, float("inf")),
-        ):
-            for name in names:
-                if not low <= getattr(self, name) <= high:
-                    limits = f"between {low} and {high}" if high == 1 else f"at least {low}"
-                    raise InvalidConfig(f"{name}={getattr(self, name)!r} must be {limits}")
-        for name in ("beta1", "beta2"):
-            if getattr(self, name) == 1:
-                raise InvalidConfig(f"{name}=1 would never learn: it must be less")
         if self.max_std < self.min_std:
             raise InvalidConfig(f"max_std={self.max_std} must be at least min_std={self.min_std}")
-        if self.bins < 3 or self.bins % 2 == 0:
-            raise InvalidConfig(f"bins={self.bins} must be an odd number from 3 on, so that one of them is zero")
+        if self.bins % 2 == 0:
+            raise InvalidConfig(f"bins={self.bins} must be an odd number, so that one of them is zero")

@@ -11,6 +11,7 @@ Letters: B clips, T frames, H W pixels.
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -22,12 +23,13 @@ GREY = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601)
 
 @dataclass(frozen=True)
 class AugmentationConfig:
-    crop_scale: tuple[float, ...]  # least and most of the picture's area that a crop keeps; [1, 1] crops nothing
-    crop_ratio: tuple[float, ...]  # least and most width / height of a crop
-    brightness: float  # the factor is drawn from 1 - brightness to 1 + brightness
-    contrast: float
-    saturation: float
-    hue: float  # the shift is drawn from -hue to hue, in turns of the colour circle
+    # least and most of the picture's area that a crop keeps; [1, 1] crops nothing
+    crop_scale: tuple[Annotated[float, "(0, 1]"], ...]
+    crop_ratio: tuple[Annotated[float, "(0, inf)"], ...]  # least and most width / height of a crop
+    brightness: Annotated[float, "[0, 1]"]  # the factor is drawn from 1 - brightness to 1 + brightness
+    contrast: Annotated[float, "[0, 1]"]
+    saturation: Annotated[float, "[0, 1]"]
+    hue: Annotated[float, "[0, 0.5]"]  # the shift is drawn from -hue to hue, in turns of the colour circle
 
     def __post_init__(self) -> None:
         for name in ("crop_scale", "crop_ratio"):

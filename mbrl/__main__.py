@@ -1,0 +1,22 @@
+"""The list of commands: python -m mbrl."""
+
+from pathlib import Path
+
+from mbrl.command import command
+from mbrl.settings import HELP, UserError, nearest
+from mbrl.usage import verbs
+
+
+def main(words: list[str]) -> None:
+    found = dict(verbs(Path(__file__).parent))
+    for word in words:
+        if word not in HELP:
+            hint = f": write python -m mbrl.{word}" if word in found else nearest(word, found)
+            raise UserError(f"python -m mbrl {word} is no command{hint}")
+    for name, line in found.items():
+        print(f"python -m mbrl.{name:<10} {line}")
+    print("\n--help behind any of them shows its keys with their values; make help lists the same in short")
+
+
+if __name__ == "__main__":
+    command(main)
