@@ -85,8 +85,8 @@ def local_weights(name: str) -> Path | None:
     return next((folder for folder in (Path(name), ROOT / name) if folder.is_dir()), None)
 
 
-def find_pretrained(name: str) -> Path:
-    """The folder that `world_model.pretrained=<name>` means: a folder, or a hub name where huggingface_hub is there."""
+def find_pretrained(name: str, key: str = "world_model.pretrained") -> Path:
+    """The folder that `<key>=<name>` means: a folder, or a hub name where huggingface_hub is there."""
     if folder := local_weights(name):
         return folder
     if name.count("/") == 1 and not name.startswith((".", "/")) and importlib.util.find_spec("huggingface_hub"):
@@ -94,8 +94,8 @@ def find_pretrained(name: str) -> Path:
 
         return Path(snapshot_download(name))
     raise UserError(
-        f"world_model.pretrained={name}: there is no such folder (a hub name needs pip install huggingface_hub; "
-        "none starts from random weights)"
+        f"{key}={name}: there is no such folder (a hub name needs pip install huggingface_hub"
+        f"{'' if key == 'model' else '; none starts from random weights'})"
     )
 
 

@@ -80,7 +80,7 @@ class Measurement:
     ) -> None:
         s = self.settings = settings
         self.device = pick_device(s.device)
-        self.data = ClipDataset(s.data, "train")
+        self.data = ClipDataset(s.data, "train", s.held_out_every)
         if self.data.frame_shape[1:] != (config.resolution, config.resolution):
             raise UserError(f"{s.data} has frames {self.data.frame_shape}, the model wants {config.resolution} pixels")
         longest = max(s.learner.segment_length, s.learner.tokenizer_span)

@@ -26,7 +26,7 @@ from mbrl.command import command
 from mbrl.distributed import joined_processes
 from mbrl.logger import Logger
 from mbrl.mixture import load_mixture, weights
-from mbrl.models import make_model
+from mbrl.models import make_model, note_held_out
 from mbrl.replay import Episode
 from mbrl.rollout import to_float
 from mbrl.run import CONFIG, PROVENANCE, RunFinished, check_same_config, lock_folder, provenance, stream_seed
@@ -192,6 +192,7 @@ class Pretraining:
         world = self.world.in_one_piece()
         if self.logger is not None:
             world.model.save_pretrained(self.folder / "model")
+            note_held_out(self.folder / "model", self.settings.data, self.settings.held_out_every)
         self._save()
 
     def _schedule(self) -> Iterator[str]:

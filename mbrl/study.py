@@ -23,6 +23,7 @@ from torch import Tensor
 from mbrl import efficiency
 from mbrl.build import find_pretrained
 from mbrl.command import command
+from mbrl.models import held_out_every
 from mbrl.predict import Prediction, PredictSettings, cut
 from mbrl.pretrain import Pretraining, PretrainSettings
 from mbrl.rollout import to_float, to_uint8
@@ -35,7 +36,6 @@ from world_model.metrics import correlation, psnr
 from world_model.weights import read_heads
 
 TOKENIZED = 16  # clips at a time
-HELD_OUT_EVERY = 20  # as ClipDataset and make predict hold out
 PREDICTED = ("psnr", "mean_psnr", "copy_psnr", "ssim", "moving_error_ratio")  # of mbrl/scores.py
 Row = dict[str, Any]
 
@@ -73,8 +73,8 @@ class Study:
         self.settings = s = load_plain(StudySettings, "study", mine)
         self.words = [*getattr(s.words, s.study), *(word for word in words if word not in mine)]
         self.pretrain = self.pretrain_settings()
-        if (every := self.pretrain.held_out_every) != HELD_OUT_EVERY:
-            raise UserError(f"held_out_every={every}: studies hold out one episode in {HELD_OUT_EVERY}")
+        if (start := self.pretrain.start_from) != "none":
+            held_out_every(find_pretrained(start, "start_from"), self.pretrain.data, self.pretrain.held_out_every)
         self.folder = s.folder
 
     def pretrain_settings(self, *more: str) -> PretrainSettings:
@@ -87,6 +87,7 @@ class Study:
         values = dict(
             model=model,
             data=p.data,
+            held_out_every=p.held_out_every,
             clips=s.clips,
             samples=s.samples,
             horizon=p.horizon,
@@ -101,7 +102,7 @@ class Study:
 
     def held_out(self, model: IVideoGPT) -> ClipBatch:
         """Clips of K + H frames that nothing was trained on."""
-        data = ClipDataset(self.pretrain.data, "held_out")
+        data = ClipDataset(self.pretrain.data, "held_out", self.pretrain.held_out_every)
         return cut(data, model.layout.context_length, self.predict_settings("none"))
 
     def trained(self, name: str, *more: str) -> Path:
@@ -114,7 +115,7 @@ class Study:
         return Path(settings.out) / "model"
 
     def load(self, model: Path | str) -> IVideoGPT:
-        folder = find_pretrained(str(model))
+        folder = find_pretrained(str(model), "start_from")
         heads = read_heads(folder)
         loaded = IVideoGPT.from_pretrained(folder, heads.action_dim, self.pretrain.context_length)
         return loaded.to(pick_device(self.pretrain.device)).eval()

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from mbrl import pretrain
+from mbrl.models import held_out_every
 from mbrl.settings import load_plain
 from world_model import IVideoGPT
 from world_model.data import ClipDataset, Recording, write_shard
@@ -90,15 +91,16 @@ def test_a_killed_pre_training_continues_bit_for_bit(data, tmp_path, monkeypatch
 
 def test_the_folder_holds_a_model_that_loads_and_says_what_made_it(data, tmp_path, typed):
     out = tmp_path / "out"
-    assert typed(pretrain.main, *words(data, out, f"unseen={data}"))[0] == 0
+    assert typed(pretrain.main, *words(data, out, f"unseen={data}", "held_out_every=10"))[0] == 0
     model = IVideoGPT.from_pretrained(out / "model", action_dim=4, context_length=2)
+    assert held_out_every(out / "model", str(data)) == 10
     dream = model.imagine(torch.rand(1, 2, 3, 64, 64), torch.zeros(1, 2, 4), 2)
     assert dream.frames.shape == (1, 2, 3, 64, 64)
     assert f"data: {data}" in (out / "config.yaml").read_text()
     logged = set().union(*(json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()))
     assert {"world_model/tokenizer_loss", "world_model/transformer_loss"} <= logged
     assert {"held_out/moving_error_ratio", "unseen/moving_error_ratio"} <= logged
-    code, text, _ = typed(pretrain.main, *words(data, out, f"unseen={data}"))
+    code, text, _ = typed(pretrain.main, *words(data, out, f"unseen={data}", "held_out_every=10"))
     assert code == 0
     assert "is finished" in text
 
