@@ -322,11 +322,12 @@ class Pretraining:
 
 
 def check_codes_are_used(learner: LearnerConfig, tokenizer_updates: int) -> None:
-    """Whether the transformer, which learns from codes, will ever begin. Raises UserError."""
-    if learner.quantize_after > tokenizer_updates:
+    """Raises UserError if the tokenizer, which begins as a plain autoencoder, ends before its codebooks are in use."""
+    if learner.quantize_after and tokenizer_updates <= learner.quantize_after:
         raise UserError(
             f"the tokenizer uses codes after learner.quantize_after={learner.quantize_after} updates and has "
-            f"{tokenizer_updates}: the transformer would never begin; lower it, or set start_from"
+            f"{tokenizer_updates}: the transformer would learn from codebooks that were never used; give the tokenizer "
+            "more, lower the key, or set start_from"
         )
 
 

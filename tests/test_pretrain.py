@@ -140,8 +140,9 @@ def test_clips_without_actions_with_the_goal_first(data, tmp_path, typed):
         ("schedule=papr-tokenizer", "unknown schedule 'papr-tokenizer'; did you mean 'paper-tokenizer'"),
         (
             "learner.quantize_after=5",
-            "after learner.quantize_after=5 updates and has 4: the transformer would never begin",
+            "after learner.quantize_after=5 updates and has 4: the transformer would learn from codebooks that were",
         ),
+        ("learner.quantize_after=4", "after learner.quantize_after=4 updates and has 4"),
         ("stage=transformer", "after learner.quantize_after=1 updates and has 0"),
         ("accumulate=3", "learner.batch_size=2 cannot be split into 3 parts"),
         ("augmentation.crop_scale=[1.0]", "crop_scale=[1.0] must be two numbers"),
