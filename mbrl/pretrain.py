@@ -8,12 +8,15 @@ or machines: `mbrl/distributed.py`.
 
 import dataclasses
 import functools
+import hashlib
 import json
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import safetensors
 import safetensors.torch
 import torch
 from omegaconf import OmegaConf
@@ -232,7 +235,7 @@ class Pretraining:
         batch = data.windows(episodes, starts, length)
         if self.settings.goal:
             batch = ClipBatch(*goal_first(*batch))
-        frames, actions, rewards = (field.to(self.device) for field in batch)
+        frames, actions, rewards = (field.to(self.device) for field in batch[:3])
         frames = to_float(frames)
         return Clips(augment(frames, drawn) if drawn.size else frames, actions, rewards)
 
@@ -251,10 +254,17 @@ class Pretraining:
 
     @functools.cached_property
     def tokens(self) -> TokenClips:
-        """`cached_clips` clips under the finished tokenizer, int32 tokens; made once and kept in the folder."""
+        """`cached_clips` clips under the finished tokenizer, int32 tokens; made once and kept in the folder.
+
+        Made again if the tokenizer has learned since, or if the file is damaged.
+        """
         s, path = self.settings, self.folder / "tokens.safetensors"
+        tokenizer = _digest(self.world.model.tokenizer.state_dict())
         if path.exists():
-            return TokenClips(**safetensors.torch.load_file(path))
+            if (cached := _read_tokens(path, tokenizer)) is not None:
+                return cached
+            if self.logger is not None:
+                warnings.warn(f"{path} is damaged or from another state of the tokenizer: made again", stacklevel=2)
         generator, length = np.random.default_rng(stream_seed(s.seed, "cached clips")), s.learner.segment_length
         fields = TokenClips(
             torch.zeros(s.cached_clips, self.world.model.layout.length(length), dtype=torch.int32),
@@ -274,7 +284,8 @@ class Pretraining:
         cache = TokenClips(*(parallel.total(field.to(self.device)).cpu() for field in fields))
         if parallel.rank() == 0:
             temporary = path.with_name(f".{path.name}.tmp")
-            temporary.write_bytes(safetensors.torch.save(cache._asdict()))
+            about = {"tokenizer": tokenizer, "content": _digest(cache._asdict())}
+            temporary.write_bytes(safetensors.torch.save(cache._asdict(), about))
             temporary.rename(path)
         return cache
 
@@ -329,6 +340,27 @@ def check_codes_are_used(learner: LearnerConfig, tokenizer_updates: int) -> None
             f"{tokenizer_updates}: the transformer would learn from codebooks that were never used; give the tokenizer "
             "more, lower the key, or set start_from"
         )
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names and values."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].cpu().contiguous().numpy())
+    return digest.hexdigest()
+
+
+def _read_tokens(path: Path, tokenizer: str) -> TokenClips | None:
+    """The cached clips, or None if they are damaged or were made with other weights than those of this digest."""
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            about, fields = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}
+    except safetensors.SafetensorError:
+        return None
+    if about.get("tokenizer") != tokenizer or about.get("content") != _digest(fields):
+        return None
+    return TokenClips(**fields)
 
 
 def _spread(data: ClipDataset) -> list[Episode]:

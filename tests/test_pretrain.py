@@ -191,6 +191,32 @@ def test_clips_tokenized_as_they_are_drawn(data, tmp_path):
     assert {"world_model/discriminator_loss", "world_model/tokenizer_adversarial"} <= logged
 
 
+def test_cached_tokens_follow_the_tokenizer(data, tmp_path):
+    """A restart with more updates of the tokenizer makes the tokens again."""
+    out, cache = tmp_path / "out", tmp_path / "out/tokens.safetensors"
+    fast = "learner.tokenizer_lr=1e-1"
+    pretrain.main(words(data, out, fast))
+    with pytest.warns(UserWarning, match="another state of the tokenizer: made again"):
+        pretrain.main(words(data, out, fast, "tokenizer_updates=8", "transformer_updates=4"))
+    left = load_file(cache)
+    cache.unlink()
+    more = words(data, out, fast, "tokenizer_updates=8", "transformer_updates=5")
+    again = pretrain.Pretraining(load_plain(pretrain.PretrainSettings, "pretrain", more))
+    assert torch.equal(again.tokens.tokens, left["tokens"])
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-9] + bytes([b[-9] ^ 1]) + b[-8:], lambda b: b[:-9]])
+def test_damaged_cached_tokens_are_made_again(data, tmp_path, damage):
+    out, cache = tmp_path / "out", tmp_path / "out/tokens.safetensors"
+    pretrain.main(words(data, out))
+    whole = {name: value.clone() for name, value in load_file(cache).items()}  # not mapped to the file
+    cache.write_bytes(damage(cache.read_bytes()))
+    more = words(data, out, "transformer_updates=4")
+    with pytest.warns(UserWarning, match="damaged"):
+        again = pretrain.Pretraining(load_plain(pretrain.PretrainSettings, "pretrain", more)).tokens
+    assert all(torch.equal(value, getattr(again, name)) for name, value in whole.items())
+
+
 def test_no_empty_tables(data, tmp_path):
     pretrain.main(words(data, tmp_path / "out"))
     tables = [path for path in (tmp_path / "out").glob("*.csv") if len(list(csv.reader(path.open()))) < 2]
