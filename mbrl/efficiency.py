@@ -131,14 +131,14 @@ class Measurement:
         """A batch as the transformer learns from."""
         learner = self.settings.learner
         batch = self.data.sample(learner.batch_size, learner.segment_length, np.random.default_rng(0))
-        frames, actions, rewards = (field.to(self.device) for field in batch)
+        frames, actions, rewards = (field.to(self.device) for field in batch[:3])
         with self.learner.autocast():
             return TokenClips(self.model.tokens(to_float(frames))[0], actions, rewards)
 
     def dream(self) -> None:
         """One clip, as the paper times it."""
         known = self.model.layout.context_length
-        frames, actions, _ = (field[:1].to(self.device) for field in self.clips)
+        frames, actions = (field[:1].to(self.device) for field in self.clips[:2])
         with self.learner.autocast():
             self.model.imagine(to_float(frames[:, :known]), actions[:, known - 1 : -1], self.settings.horizon)
 

@@ -165,7 +165,7 @@ def held_out_loss(model: IVideoGPT, clips: ClipBatch) -> tuple[float, float]:
     """Cross-entropy in nats a token, and the share of tokens that were the likeliest, slots counted."""
     losses, accuracies = [], []
     for first in range(0, len(clips.frames), TOKENIZED):
-        frames, actions, _ = (field[first : first + TOKENIZED].to(model.device) for field in clips)
+        frames, actions = (field[first : first + TOKENIZED].to(model.device) for field in clips[:2])
         tokens, labels = model.tokens(to_float(frames))
         told = model.predict(tokens, labels, actions)
         targets = tokens[:, model.layout.prefix + 1 :]

@@ -64,7 +64,7 @@ def test_a_reader_gives_what_was_written(source):
     clips = sorted(read(source).values(), key=lambda clip: clip.frames[0, 0].mean())  # the red of an episode
     assert len(clips) >= 2
     for episode, clip in enumerate([clips[0], clips[-1]]):
-        frames, actions, rewards = clip
+        frames, actions, rewards, successes = clip
         assert frames.dtype == np.uint8
         assert frames.shape[1:] == (3, 16, 16)
         steps = len(frames) - 1
