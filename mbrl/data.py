@@ -69,6 +69,7 @@ class Done(NamedTuple):
     units: int
     episodes: int
     skipped: list[str]  # damaged clips, each with the reason
+    left_out: int = 0  # episodes that a mixture leaves out
 
 
 def dataset_name(settings: DataSettings) -> str:
@@ -102,6 +103,7 @@ def open_source(settings: DataSettings) -> Reader:
             step=s.step or (subset.step if subset else 1),
             actions=s.actions and subset is None,
             classes=s.classes or (subset.classes if subset else ()),
+            left_out=subset.left_out_names if subset else frozenset(),
         ),
     )
 
@@ -120,23 +122,28 @@ def missing(jobs: list[Job]) -> list[Job]:
 
 def record(job: Job) -> Done:
     """Read or play one shard and write it. Without a single good clip there will be no shard."""
-    recordings, skipped = [], []
+    recordings, skipped, left_out = [], [], 0
     for name, read in open_source(job.settings).clips(job.units):
         try:
-            recordings.append(read())
+            if (recording := read()) is not None:
+                recordings.append(recording)
+            else:
+                left_out += 1
         except DataError:  # a missing package, not a damaged clip
             raise
         except BROKEN as error:
             skipped.append(f"{name}: {error}")
     if recordings:
         write_shard(job.settings.out, job.name, recordings, dataset_name(job.settings))
-    return Done(len(job.units), len(recordings), skipped)
+    return Done(len(job.units), len(recordings), skipped, left_out)
 
 
 def check_same(settings: DataSettings) -> None:
     """Note what made the shards of this name. Raises UserError if others of them were made differently."""
     file = Path(settings.out) / f"{dataset_name(settings)}.json"
     now = {key: value for key, value in to_dict(settings).items() if key not in FREE_KEYS}
+    if settings.mixture != "none" and (names := load_mixture(settings.mixture)[dataset_name(settings)].left_out_names):
+        now["left_out"] = len(names)
     before = json.loads(file.read_text()) if file.exists() else now
     if differing := [key for key in now if before.get(key) != now[key]]:
         key = differing[0]
@@ -166,15 +173,18 @@ def main(words: list[str]) -> None:
     check_same(settings)
     left = missing(everything)
     total, ahead = (sum(len(job.units) for job in some) for some in (everything, left))
-    episodes, skipped = 0, []
+    episodes, skipped, left_out = 0, [], 0
     with tqdm(total=total, initial=total - ahead, unit=reader.unit, dynamic_ncols=True) as bar:
         for done in in_parallel(left, settings.workers or os.cpu_count() or 1):
             episodes += done.episodes
             skipped += done.skipped
+            left_out += done.left_out
             bar.update(done.units)
             if skipped:
                 bar.set_postfix(skipped=len(skipped))
     print(f"{out}: {episodes} episodes added; {len(everything) - len(left)} of {len(everything)} shards were there")
+    if left_out:
+        print(f"left out: {left_out} episodes that mixture={settings.mixture} keeps for testing")
     if skipped:
         listed = out / f"{dataset_name(settings)}-skipped.txt"
         listed.write_text("\n".join(sorted(skipped)) + "\n")

@@ -18,6 +18,13 @@ class Subset:
     picture_key: str | None = None
     tokenizer_only: bool = False  # the transformer never sees it
     classes: tuple[int, ...] = ()  # of Something-Something v2
+    left_out: str = ""  # a file beside the mixture that names episodes to leave out, or none
+
+    @property
+    def left_out_names(self) -> frozenset[str]:
+        """The words of that file; # begins a comment."""
+        lines = (CONFIG_DIR / "mixtures" / self.left_out).read_text().splitlines() if self.left_out else []
+        return frozenset(name for line in lines for name in line.partition("#")[0].split())
 
 
 def weights(mixture: dict[str, Subset], stage: str) -> dict[str, float]:

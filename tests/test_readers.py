@@ -18,6 +18,7 @@ from world_model.data import (
     Recording,
     SourceOptions,
     make_reader,
+    rlds,
     shard_names,
     write_shard,
 )
@@ -314,6 +315,39 @@ def test_a_mixture_says_how_a_subset_is_read(tmp_path):
     assert source.options.step == 2
     assert source.options.picture_key == "image"
     assert not source.options.actions
+
+
+def test_episodes_for_testing_are_left_out(tmp_path, monkeypatch):
+    """By file name, or by what an RLDS episode says of its origin; one that says nothing is refused."""
+    names = load_mixture("paper")["robo_net"].left_out_names
+    assert len(names) == 256 + 126
+    assert {"berkeley_sawyer_traj11106", "train_eps_00048645"} <= names
+    assert load_mixture("paper")["bridge"].left_out_names == set()
+    given = settings(*words("rlds", tmp_path, "name=robo_net", "mixture=paper", "picture_key=image"))
+    with pytest.raises(DataError, match="do not say what file they are of"):
+        data.record(data.jobs(given)[0])
+
+    def named(path):
+        for number, (name, example) in enumerate(examples(path)):
+            origin = [f"/robonet/hdf5/{('toy_traj1', 'berkeley_sawyer_traj11106')[number]}.hdf5".encode()]
+            yield name, lambda example=example, origin=origin: example() | {"episode_metadata/file_path": origin}
+
+    monkeypatch.setattr(rlds, "examples", named)
+    assert data.record(data.jobs(given)[0]) == data.Done(units=1, episodes=1, skipped=[], left_out=1)
+    (files := tmp_path / "npz").mkdir()
+    for name in ("train_eps_00048645", "train_eps_00048646"):
+        shutil.copy(HERE / "npz/train/traj_00000.npz", files / f"{name}.npz")
+    given = settings(*words("npz", tmp_path, "name=robo_net", "mixture=paper", f"path={files}"))
+    assert [unit for job in data.jobs(given) for unit in job.units] == ["train_eps_00048646.npz"]
+
+
+def test_a_folder_made_before_episodes_were_left_out_is_refused(tmp_path):
+    given = settings(*words("rlds", tmp_path, "name=robo_net", "mixture=paper"))
+    data.check_same(given)
+    file = tmp_path / "robo_net.json"
+    file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "left_out"}))
+    with pytest.raises(UserError, match="made with left_out=None, not 382"):
+        data.check_same(given)
 
 
 def test_clips_are_drawn_by_weight(tmp_path):
