@@ -1,6 +1,6 @@
 """Compressive tokens against tokens of single frames: memory, time and quality, after equal training.
 
-Three tokenizers of equal channels, the two single-frame ones with as many tokens a frame as the compressive one has for
+Three tokenizers of equal channels, without `blend`, the two single-frame ones with as many tokens a frame as the compressive one has for
 a future and for a context frame; the same transformer on each. Table "tokenization efficiency" of iVideoGPT (arXiv
 2405.15223) at any size.
 
@@ -34,7 +34,11 @@ Variant = tuple[type[IVideoGPT], TokenizerConfig]
 
 
 def variants(config: TokenizerConfig) -> dict[str, Variant]:
-    """By a name that tells the tokens. Raises UserError."""
+    """By a name that tells the tokens. Raises UserError.
+
+    None has `blend`: a tokenizer that codes every frame by itself has nothing to draw over.
+    """
+    config = dataclasses.replace(config, blend=False)
     context, future = config.context_resolution, config.dynamics_resolution
     halvings = config.patch_size.bit_length() - 1
     if config.patch_size != 2**halvings:
