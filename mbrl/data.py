@@ -19,9 +19,10 @@ from typing import Annotated, Any, Literal, NamedTuple
 import torch
 from tqdm import tqdm
 
+from envs.metaworld import EPISODE_FRAMES
 from mbrl.command import command
 from mbrl.mixture import load_mixture
-from mbrl.scripted import ScriptedPlay
+from mbrl.scripted import ScriptedPlay, chosen_tasks
 from mbrl.settings import Count, Positive, Range, UserError, load_plain, to_dict
 from world_model.data import BROKEN, DataError, Reader, SourceOptions, make_reader, shard_names, write_shard
 
@@ -165,6 +166,19 @@ def in_parallel(some: list[Job], workers: int) -> Iterator[Done]:
         yield from pool.imap_unordered(record, some)
 
 
+def plan(settings: DataSettings, reader: Reader, total: int, ahead: int, workers: int) -> str:
+    """What will be made of `total` episodes or files of which `ahead` are left, in one line."""
+    s = settings
+    source = (
+        f"Meta-world, {len(chosen_tasks(s.task_names))} tasks" if s.source == "metaworld" else f"{s.source}, {s.path}"
+    )
+    size = f" ({s.image_size}x{s.image_size} pixels)"
+    if s.source == "metaworld":
+        frames = (s.episode_frames or EPISODE_FRAMES) // s.action_repeat + 1
+        size = f" (about {ahead * frames * 3 * s.image_size**2 / 1e9:.2g} GB, {s.image_size}x{s.image_size} pixels)"
+    return f"{source}: {ahead} of {total} {reader.unit}s to make{size}, in {workers} processes, into {s.out}"
+
+
 def main(words: list[str]) -> None:
     settings = load_plain(DataSettings, "data", words)
     out = Path(settings.out)
@@ -173,9 +187,11 @@ def main(words: list[str]) -> None:
     check_same(settings)
     left = missing(everything)
     total, ahead = (sum(len(job.units) for job in some) for some in (everything, left))
+    workers = min(settings.workers or os.cpu_count() or 1, max(1, len(left)))
+    print(plan(settings, reader, total, ahead, workers), flush=True)
     episodes, skipped, left_out = 0, [], 0
     with tqdm(total=total, initial=total - ahead, unit=reader.unit, dynamic_ncols=True) as bar:
-        for done in in_parallel(left, settings.workers or os.cpu_count() or 1):
+        for done in in_parallel(left, workers):
             episodes += done.episodes
             skipped += done.skipped
             left_out += done.left_out

@@ -1,8 +1,8 @@
 """Compressive tokens against tokens of single frames: memory, time and quality, after equal training.
 
-Three tokenizers of equal channels, without `blend`, the two single-frame ones with as many tokens a frame as the compressive one has for
-a future and for a context frame; the same transformer on each. Table "tokenization efficiency" of iVideoGPT (arXiv
-2405.15223) at any size.
+Three tokenizers of equal channels, without `blend`, the two single-frame ones with as many tokens a frame as the
+compressive one has for a future and for a context frame; the same transformer on each. Table "tokenization efficiency"
+of iVideoGPT (arXiv 2405.15223) at any size.
 
 Letters: B clips, T frames of a clip, K of them given, H predicted.
 """

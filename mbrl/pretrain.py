@@ -13,7 +13,7 @@ import json
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TextIO
 
 import numpy as np
 import safetensors
@@ -96,6 +96,13 @@ class PretrainSettings:
 
 
 class Pretraining:
+    """A pre-training, new or continued from the checkpoint in its folder, which is locked until `close`.
+
+    Raises:
+        RunFinished: it is complete.
+        UserError, DataError, WeightsError: the settings, the data or the folder do not fit.
+    """
+
     def __init__(self, settings: PretrainSettings) -> None:
         s = self.settings = settings
         self.folder = Path(s.out)
@@ -125,12 +132,17 @@ class Pretraining:
         if parallel.rank():
             torch.manual_seed(stream_seed(s.seed, "dropout", parallel.rank()))  # all that differs between processes
         self.generator = np.random.default_rng(stream_seed(s.seed, "clips"))
-        self._open()
+        self.logger: Logger | None = None
+        self._lock: TextIO | None = None
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
 
     def _open(self) -> None:
         """Continue from the folder's checkpoint, if there is one. The first process alone writes."""
         s, checkpoint = self.settings, None
-        self.logger: Logger | None = None
         if parallel.rank() == 0:
             (self.folder / "videos").mkdir(parents=True, exist_ok=True)
             self._lock = lock_folder(self.folder)
@@ -147,6 +159,19 @@ class Pretraining:
         if parallel.rank() == 0:
             wall_time_s = checkpoint.load("pretraining.json")["wall_time_s"] if checkpoint else 0.0
             self.logger = Logger(self.folder, self.update if checkpoint else None, wall_time_s, tables=False)
+
+    def close(self) -> None:
+        """Close the logs and let another process have the folder."""
+        if self.logger is not None:
+            self.logger.close()
+        if self._lock is not None:
+            self._lock.close()
+
+    def __enter__(self) -> "Pretraining":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def _make_model(self) -> IVideoGPT:
         s = self.settings
@@ -174,6 +199,23 @@ class Pretraining:
     @property
     def total(self) -> int:
         return sum(self.stages.values())
+
+    def plan(self) -> str:
+        """What training will do, in two lines."""
+        s, data, learner = self.settings, self.train_data, self.settings.learner
+        sizes = {"tokenizer": learner.tokenizer_batch_size, "transformer": learner.batch_size}
+        stages = ", then ".join(
+            f"{count:,} updates of the {name} ({sizes[name]} clips)" for name, count in self.stages.items()
+        )
+        parameters = sum(parameter.numel() for parameter in self.world.model.parameters())
+        # Weights and the two moments of Adam, in each checkpoint that is kept.
+        checkpoint_gb = checkpoints.KEEP * 3 * 4 * parameters / 1e9
+        return (
+            f"pre-training {parameters / 1e6:.1f} M parameters on {data.num_episodes:,} episodes "
+            f"({data.num_frames:,} frames) of {s.data}: {stages}; {self.update:,} are done\n"
+            f"into {self.folder}: checkpoints every {s.checkpoint_every_updates:,} updates "
+            f"(up to {checkpoint_gb:.2g} GB in all), at the end the model"
+        )
 
     def train(self) -> None:
         s = self.settings
@@ -347,7 +389,7 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(name.encode())
-        digest.update(tensors[name].cpu().contiguous().numpy())
+        digest.update(tensors[name].cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -375,7 +417,10 @@ def main(words: list[str]) -> None:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     with joined_processes(settings.device):
-        Pretraining(settings).train()
+        with Pretraining(settings) as pretraining:
+            if pretraining.logger is not None:
+                print(pretraining.plan(), flush=True)
+            pretraining.train()
 
 
 if __name__ == "__main__":

@@ -109,7 +109,8 @@ class Study:
         """The model of a pre-training, which is taken up where it was cut off and not made again once finished."""
         settings = self.pretrain_settings(*more, f"out={self.folder / name}")
         try:
-            Pretraining(settings).train()
+            with Pretraining(settings) as pretraining:
+                pretraining.train()
         except RunFinished:
             pass
         return Path(settings.out) / "model"
@@ -229,6 +230,22 @@ STUDIES: dict[str, Callable[[Study], list[Row]]] = {
 }
 
 
+def plan(study: Study) -> str:
+    """What a study will do, in one line."""
+    s, p = study.settings, study.pretrain
+    what = {
+        "decoupling": f"{p.start_from} decodes {s.clips} held-out clips in three ways; nothing is trained",
+        "efficiency": f"three tokenizers learn for {p.tokenizer_updates:,} updates each, then {s.repeats} timed "
+        f"training steps and rollouts on each; {s.clips} held-out clips",
+        "fewshot": f"the tokenizer of {p.start_from} learns for {p.tokenizer_updates:,} updates from "
+        f"{', '.join(map(str, s.trajectories))} trajectories; then {s.samples} predictions "
+        f"of {s.clips} held-out clips",
+        "scaling": f"transformers {', '.join(s.transformers)} learn for {p.transformer_updates:,} updates each from "
+        f"tokens of {p.start_from}; loss on {s.clips} held-out clips",
+    }
+    return f"{s.study} on {p.data}: {what[s.study]}. Into {study.folder}; what is there already is not trained again"
+
+
 def table(rows: Sequence[Row]) -> str:
     """As Markdown; what has no value is a dash."""
 
@@ -246,6 +263,7 @@ def main(words: list[str]) -> None:
     s, p = study.settings, study.pretrain
     if p.threads:
         torch.set_num_threads(p.threads)
+    print(plan(study), flush=True)
     study.folder.mkdir(parents=True, exist_ok=True)
     rows = STUDIES[s.study](study)
     rows = [{name: None if value != value else value for name, value in row.items()} for row in rows]  # JSON has no nan

@@ -125,6 +125,14 @@ def test_recording_is_taken_up_again_and_repeatable(settings, tmp_path):
     assert np.abs(np.diff(one.frames.astype(int), axis=0)).max() > 50  # the arm moves
 
 
+def test_the_plan_says_how_much_is_made():
+    given = load_plain(data.DataSettings, "data", [])
+    plan = data.plan(given, data.open_source(given), 880, 440, 2)
+    assert plan.startswith(
+        "Meta-world, 44 tasks: 440 of 880 episodes to make (about 0.55 GB, 64x64 pixels), in 2 processes"
+    )
+
+
 def test_tasks_for_pre_training_are_never_judged_on():
     tasks = scripted.chosen_tasks(("pretraining",))
     assert len(tasks) == 44

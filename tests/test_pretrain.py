@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from mbrl import pretrain
 from mbrl.models import held_out_every
+from mbrl.run import RunFinished, lock_folder
 from mbrl.settings import load_plain
 from world_model import IVideoGPT
 from world_model.data import ClipDataset, Recording, write_shard
@@ -91,7 +92,9 @@ def test_a_killed_pre_training_continues_bit_for_bit(data, tmp_path, monkeypatch
 
 def test_the_folder_holds_a_model_that_loads_and_says_what_made_it(data, tmp_path, typed):
     out = tmp_path / "out"
-    assert typed(pretrain.main, *words(data, out, f"unseen={data}", "held_out_every=10"))[0] == 0
+    code, text, _ = typed(pretrain.main, *words(data, out, f"unseen={data}", "held_out_every=10"))
+    assert code == 0
+    assert f"on 18 episodes (288 frames) of {data}: 4 updates of the tokenizer (2 clips), then 3" in text
     model = IVideoGPT.from_pretrained(out / "model", action_dim=4, context_length=2)
     assert held_out_every(out / "model", str(data)) == 10
     dream = model.imagine(torch.rand(1, 2, 3, 64, 64), torch.zeros(1, 2, 4), 2)
@@ -215,6 +218,19 @@ def test_damaged_cached_tokens_are_made_again(data, tmp_path, damage):
     with pytest.warns(UserWarning, match="damaged"):
         again = pretrain.Pretraining(load_plain(pretrain.PretrainSettings, "pretrain", more)).tokens
     assert all(torch.equal(value, getattr(again, name)) for name, value in whole.items())
+
+
+@pytest.mark.parametrize("ends", ["finished", "stopped"])
+def test_the_folder_is_free_however_a_pre_training_ends(data, tmp_path, monkeypatch, ends):
+    """Also while its error, which holds on to everything in its frames, is looked at."""
+    if ends == "finished":
+        pretrain.main(words(data, tmp_path / "out", "transformer_updates=1", "tokenizer_updates=2"))
+    else:
+        monkeypatch.setattr(pretrain.Pretraining, "train", lambda self: 1 / 0)
+    with pytest.raises((RunFinished, ZeroDivisionError)) as caught:
+        pretrain.main(words(data, tmp_path / "out", "transformer_updates=1", "tokenizer_updates=2"))
+    lock_folder(tmp_path / "out").close()
+    assert caught.traceback
 
 
 def test_no_empty_tables(data, tmp_path):

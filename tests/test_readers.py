@@ -229,6 +229,7 @@ def test_a_damaged_clip_is_left_out_and_named(tmp_path, typed):
     (source / "traj_00003.npz").write_bytes(whole)
     code, said, _ = typed(data.main, *words("npz", out, f"path={source}", "shard_episodes=2", "workers=2"))
     assert code == 0
+    assert f"npz, {source}: 4 of 4 episodes to make (16x16 pixels), in 2 processes, into {out}" in said
     assert "3 episodes added" in said
     assert "damaged and skipped: 1" in said
     assert "traj_00002.npz: " in (out / "toy-skipped.txt").read_text()

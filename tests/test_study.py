@@ -73,6 +73,7 @@ def studied(data, model, tmp_path, typed, monkeypatch):
         assert (code, error) == (0, "")
         folder = tmp_path / name
         assert (folder / "study.md").read_text() in said
+        assert f"Into {folder}; what is there already is not trained again" in said.splitlines()[0]
         return json.loads((folder / "study.json").read_text())["rows"], folder
 
     return run

@@ -258,7 +258,8 @@ class ClipDataset:
             (shard, slice(first + offset, first + offset + length))
             for (shard, first, _), offset in zip(self._episodes[episodes].tolist(), starts.tolist(), strict=True)
         ]
-        fields = (self._map, *(field.__getitem__ for field in (self._actions, self._rewards, self._successes)))
+        steps = (self._actions, self._rewards, self._successes)
         return ClipBatch(
-            *(torch.from_numpy(np.stack([of(shard)[window] for shard, window in places])) for of in fields)
+            torch.from_numpy(np.stack([self._map(shard)[window] for shard, window in places])),
+            *(torch.from_numpy(np.stack([field[shard][window] for shard, window in places])) for field in steps),
         )
