@@ -8,22 +8,19 @@ or machines: `mbrl/distributed.py`.
 
 import dataclasses
 import functools
-import hashlib
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, TextIO
 
 import numpy as np
-import safetensors
-import safetensors.torch
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 from tqdm import tqdm, trange
 
-from mbrl import checkpoints
+from mbrl import checkpoints, token_cache
 from mbrl.build import beyond_the_start
 from mbrl.command import command
 from mbrl.distributed import joined_processes
@@ -301,9 +298,9 @@ class Pretraining:
         Made again if the tokenizer has learned since, or if the file is damaged.
         """
         s, path = self.settings, self.folder / "tokens.safetensors"
-        tokenizer = _digest(self.world.model.tokenizer.state_dict())
+        tokenizer = self.world.model.tokenizer
         if path.exists():
-            if (cached := _read_tokens(path, tokenizer)) is not None:
+            if (cached := token_cache.load(path, tokenizer)) is not None:
                 return cached
             if self.logger is not None:
                 warnings.warn(f"{path} is damaged or from another state of the tokenizer: made again", stacklevel=2)
@@ -325,10 +322,7 @@ class Pretraining:
                     field[rows] = part.cpu()
         cache = TokenClips(*(parallel.total(field.to(self.device)).cpu() for field in fields))
         if parallel.rank() == 0:
-            temporary = path.with_name(f".{path.name}.tmp")
-            about = {"tokenizer": tokenizer, "content": _digest(cache._asdict())}
-            temporary.write_bytes(safetensors.torch.save(cache._asdict(), about))
-            temporary.rename(path)
+            token_cache.save(path, cache, tokenizer)
         return cache
 
     def _validate(self) -> None:
@@ -382,27 +376,6 @@ def check_codes_are_used(learner: LearnerConfig, tokenizer_updates: int) -> None
             f"{tokenizer_updates}: the transformer would learn from codebooks that were never used; give the tokenizer "
             "more, lower the key, or set start_from"
         )
-
-
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of names and values."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _read_tokens(path: Path, tokenizer: str) -> TokenClips | None:
-    """The cached clips, or None if they are damaged or were made with other weights than those of this digest."""
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            about, fields = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}
-    except safetensors.SafetensorError:
-        return None
-    if about.get("tokenizer") != tokenizer or about.get("content") != _digest(fields):
-        return None
-    return TokenClips(**fields)
 
 
 def _spread(data: ClipDataset) -> list[Episode]:
