@@ -19,9 +19,10 @@ from typing import Annotated, Any, Literal, NamedTuple
 import torch
 from tqdm import tqdm
 
+from envs.metaworld import EPISODE_FRAMES
 from mbrl.command import command
 from mbrl.mixture import load_mixture
-from mbrl.scripted import ScriptedPlay
+from mbrl.scripted import ScriptedPlay, chosen_tasks
 from mbrl.settings import Count, Positive, Range, UserError, load_plain, to_dict
 from world_model.data import BROKEN, DataError, Reader, SourceOptions, make_reader, shard_names, write_shard
 
@@ -69,6 +70,7 @@ class Done(NamedTuple):
     units: int
     episodes: int
     skipped: list[str]  # damaged clips, each with the reason
+    left_out: int = 0  # episodes that a mixture leaves out
 
 
 def dataset_name(settings: DataSettings) -> str:
@@ -102,6 +104,7 @@ def open_source(settings: DataSettings) -> Reader:
             step=s.step or (subset.step if subset else 1),
             actions=s.actions and subset is None,
             classes=s.classes or (subset.classes if subset else ()),
+            left_out=subset.left_out_names if subset else frozenset(),
         ),
     )
 
@@ -120,23 +123,28 @@ def missing(jobs: list[Job]) -> list[Job]:
 
 def record(job: Job) -> Done:
     """Read or play one shard and write it. Without a single good clip there will be no shard."""
-    recordings, skipped = [], []
+    recordings, skipped, left_out = [], [], 0
     for name, read in open_source(job.settings).clips(job.units):
         try:
-            recordings.append(read())
+            if (recording := read()) is not None:
+                recordings.append(recording)
+            else:
+                left_out += 1
         except DataError:  # a missing package, not a damaged clip
             raise
         except BROKEN as error:
             skipped.append(f"{name}: {error}")
     if recordings:
         write_shard(job.settings.out, job.name, recordings, dataset_name(job.settings))
-    return Done(len(job.units), len(recordings), skipped)
+    return Done(len(job.units), len(recordings), skipped, left_out)
 
 
 def check_same(settings: DataSettings) -> None:
     """Note what made the shards of this name. Raises UserError if others of them were made differently."""
     file = Path(settings.out) / f"{dataset_name(settings)}.json"
     now = {key: value for key, value in to_dict(settings).items() if key not in FREE_KEYS}
+    if settings.mixture != "none" and (names := load_mixture(settings.mixture)[dataset_name(settings)].left_out_names):
+        now["left_out"] = len(names)
     before = json.loads(file.read_text()) if file.exists() else now
     if differing := [key for key in now if before.get(key) != now[key]]:
         key = differing[0]
@@ -158,6 +166,19 @@ def in_parallel(some: list[Job], workers: int) -> Iterator[Done]:
         yield from pool.imap_unordered(record, some)
 
 
+def plan(settings: DataSettings, reader: Reader, total: int, ahead: int, workers: int) -> str:
+    """What will be made of `total` episodes or files of which `ahead` are left, in one line."""
+    s = settings
+    source = (
+        f"Meta-world, {len(chosen_tasks(s.task_names))} tasks" if s.source == "metaworld" else f"{s.source}, {s.path}"
+    )
+    size = f" ({s.image_size}x{s.image_size} pixels)"
+    if s.source == "metaworld":
+        frames = (s.episode_frames or EPISODE_FRAMES) // s.action_repeat + 1
+        size = f" (about {ahead * frames * 3 * s.image_size**2 / 1e9:.2g} GB, {s.image_size}x{s.image_size} pixels)"
+    return f"{source}: {ahead} of {total} {reader.unit}s to make{size}, in {workers} processes, into {s.out}"
+
+
 def main(words: list[str]) -> None:
     settings = load_plain(DataSettings, "data", words)
     out = Path(settings.out)
@@ -166,15 +187,20 @@ def main(words: list[str]) -> None:
     check_same(settings)
     left = missing(everything)
     total, ahead = (sum(len(job.units) for job in some) for some in (everything, left))
-    episodes, skipped = 0, []
+    workers = min(settings.workers or os.cpu_count() or 1, max(1, len(left)))
+    print(plan(settings, reader, total, ahead, workers), flush=True)
+    episodes, skipped, left_out = 0, [], 0
     with tqdm(total=total, initial=total - ahead, unit=reader.unit, dynamic_ncols=True) as bar:
-        for done in in_parallel(left, settings.workers or os.cpu_count() or 1):
+        for done in in_parallel(left, workers):
             episodes += done.episodes
             skipped += done.skipped
+            left_out += done.left_out
             bar.update(done.units)
             if skipped:
                 bar.set_postfix(skipped=len(skipped))
     print(f"{out}: {episodes} episodes added; {len(everything) - len(left)} of {len(everything)} shards were there")
+    if left_out:
+        print(f"left out: {left_out} episodes that mixture={settings.mixture} keeps for testing")
     if skipped:
         listed = out / f"{dataset_name(settings)}-skipped.txt"
         listed.write_text("\n".join(sorted(skipped)) + "\n")

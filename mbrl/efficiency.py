@@ -1,8 +1,8 @@
 """Compressive tokens against tokens of single frames: memory, time and quality, after equal training.
 
-Three tokenizers of equal channels, the two single-frame ones with as many tokens a frame as the compressive one has for
-a future and for a context frame; the same transformer on each. Table "tokenization efficiency" of iVideoGPT (arXiv
-2405.15223) at any size.
+Three tokenizers of equal channels, without `blend`, the two single-frame ones with as many tokens a frame as the
+compressive one has for a future and for a context frame; the same transformer on each. Table "tokenization efficiency"
+of iVideoGPT (arXiv 2405.15223) at any size.
 
 Letters: B clips, T frames of a clip, K of them given, H predicted.
 """
@@ -34,7 +34,11 @@ Variant = tuple[type[IVideoGPT], TokenizerConfig]
 
 
 def variants(config: TokenizerConfig) -> dict[str, Variant]:
-    """By a name that tells the tokens. Raises UserError."""
+    """By a name that tells the tokens. Raises UserError.
+
+    None has `blend`: a tokenizer that codes every frame by itself has nothing to draw over.
+    """
+    config = dataclasses.replace(config, blend=False)
     context, future = config.context_resolution, config.dynamics_resolution
     halvings = config.patch_size.bit_length() - 1
     if config.patch_size != 2**halvings:
@@ -80,7 +84,7 @@ class Measurement:
     ) -> None:
         s = self.settings = settings
         self.device = pick_device(s.device)
-        self.data = ClipDataset(s.data, "train")
+        self.data = ClipDataset(s.data, "train", s.held_out_every)
         if self.data.frame_shape[1:] != (config.resolution, config.resolution):
             raise UserError(f"{s.data} has frames {self.data.frame_shape}, the model wants {config.resolution} pixels")
         longest = max(s.learner.segment_length, s.learner.tokenizer_span)
@@ -132,14 +136,14 @@ class Measurement:
         """A batch as the transformer learns from."""
         learner = self.settings.learner
         batch = self.data.sample(learner.batch_size, learner.segment_length, np.random.default_rng(0))
-        frames, actions, rewards = (field.to(self.device) for field in batch)
+        frames, actions, rewards = (field.to(self.device) for field in batch[:3])
         with self.learner.autocast():
             return TokenClips(self.model.tokens(to_float(frames))[0], actions, rewards)
 
     def dream(self) -> None:
         """One clip, as the paper times it."""
         known = self.model.layout.context_length
-        frames, actions, _ = (field[:1].to(self.device) for field in self.clips)
+        frames, actions = (field[:1].to(self.device) for field in self.clips[:2])
         with self.learner.autocast():
             self.model.imagine(to_float(frames[:, :known]), actions[:, known - 1 : -1], self.settings.horizon)
 

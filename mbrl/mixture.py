@@ -18,6 +18,15 @@ class Subset:
     picture_key: str | None = None
     tokenizer_only: bool = False  # the transformer never sees it
     classes: tuple[int, ...] = ()  # of Something-Something v2
+    left_out: str = "none"  # a file of configs/left_out that names episodes to leave out, or none
+
+    @property
+    def left_out_names(self) -> frozenset[str]:
+        """Episodes by all their names: as recorded and, where it is another, as converted."""
+        if self.left_out == "none":
+            return frozenset()
+        names = yaml.safe_load((CONFIG_DIR / "left_out" / f"{self.left_out}.yaml").read_text())
+        return frozenset(names) | frozenset(name for name in names.values() if name)
 
 
 def weights(mixture: dict[str, Subset], stage: str) -> dict[str, float]:

@@ -8,6 +8,8 @@ The names stand in configs/models.yaml.
 
 import dataclasses
 import functools
+import json
+from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
@@ -17,6 +19,8 @@ from mbrl.settings import CONFIG_DIR, UserError, build, load, nearest
 from world_model import IVideoGPT, TokenizerConfig, TransformerConfig, weights
 
 FILE = "models.yaml"
+PRETRAINED_ON = "pretraining.json"  # beside the weights of a model that was pre-trained here
+HELD_OUT_EVERY = 20  # of weights that do not say, such as the shipped ones: the value in configs/pretrain.yaml
 KINDS = {TokenizerConfig: "tokenizer", TransformerConfig: "transformer"}
 Config = TypeVar("Config", TokenizerConfig, TransformerConfig)
 
@@ -68,7 +72,7 @@ def make_model(
         return _model(of_tokenizer, sizes(TransformerConfig, transformer, preset), action_dim, rewards)
     if tokenizer != "auto":
         raise UserError(f"tokenizer={tokenizer}: start_from={start_from} has one; leave one of the two keys out")
-    folder = find_pretrained(start_from)
+    folder = find_pretrained(start_from, "start_from")
     if transformer == "auto":
         return IVideoGPT.from_pretrained(folder, action_dim, context_length, new_actions=True, heads=heads_of(rewards))
     of_tokenizer, _ = weights.read_configs(folder, context_length)
@@ -87,3 +91,28 @@ def _model(tokenizer: TokenizerConfig, transformer: TransformerConfig, action_di
         return IVideoGPT(tokenizer, transformer, action_dim, heads_of(rewards))
     except ValueError as error:  # sizes that do not go together
         raise UserError(f"world_model: {error}") from error
+
+
+def note_held_out(folder: Path, data: str, every: int) -> None:
+    """Keep with the weights in `folder` which episodes of `data` they have not seen."""
+    note = {"data": Path(data).resolve().name, "held_out_every": every}
+    (folder / PRETRAINED_ON).write_text(json.dumps(note, indent=1) + "\n")
+
+
+def held_out_every(folder: Path, data: str, asked: int | None = None) -> int:
+    """One in how many episodes of `data` is held out, for a model that was trained as `folder` says.
+
+    Raises UserError: `asked` differs, and the model was trained on data of this name, so it would be tested on training
+    episodes.
+    """
+    file = folder / PRETRAINED_ON
+    if not file.exists():
+        return asked or HELD_OUT_EVERY
+    note = json.loads(file.read_text())
+    stored = int(note["held_out_every"])
+    if asked not in (None, stored) and Path(data).resolve().name == note["data"]:
+        raise UserError(
+            f"held_out_every={asked}: {folder} was trained on {note['data']} with held_out_every={stored} and has seen "
+            "episodes that this would hold out; use the same value"
+        )
+    return asked or stored

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from mbrl.build import find_pretrained
 from mbrl.command import command
+from mbrl.models import held_out_every
 from mbrl.rollout import to_float, to_uint8
 from mbrl.run import provenance, stream_seed
 from mbrl.scores import TABLE, Predicted, Scores, table
@@ -40,6 +41,7 @@ class PredictSettings:
     model: str
     data: str
     part: Literal["held_out", "train", "all"]
+    held_out_every: Positive | None  # None takes over what the model was trained with
     name: str
     clips: Positive
     samples: Positive
@@ -66,10 +68,11 @@ class Prediction:
     def __init__(self, settings: PredictSettings) -> None:
         s = self.settings = settings
         self.device = pick_device(s.device)
-        folder = find_pretrained(s.model)
+        folder = find_pretrained(s.model, "model")
         heads = read_heads(folder)
         stored = read_configs(folder)[0].context_length
-        data = ClipDataset(s.data, s.part)
+        self.held_out_every = held_out_every(folder, s.data, s.held_out_every)
+        data = ClipDataset(s.data, s.part, self.held_out_every)
         self.missing: dict[str, str] = {}  # metric -> why there is none
         if heads.action_dim and heads.action_dim != data.action_dim:
             raise UserError(f"{s.model} wants {heads.action_dim} action numbers, {s.data} has {data.action_dim}")
@@ -188,6 +191,7 @@ def write(prediction: Prediction, metrics: dict[str, float | None], pictures: di
     folder = Path("runs/predictions") / name
     folder.mkdir(parents=True, exist_ok=True)
     about = {
+        "held_out_every": prediction.held_out_every,
         "clips": len(prediction.clips.frames),
         "samples": s.samples,
         "frames_given": prediction.known,

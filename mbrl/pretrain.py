@@ -9,24 +9,24 @@ or machines: `mbrl/distributed.py`.
 import dataclasses
 import functools
 import json
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TextIO
 
 import numpy as np
-import safetensors.torch
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 from tqdm import tqdm, trange
 
-from mbrl import checkpoints
+from mbrl import checkpoints, token_cache
 from mbrl.build import at_random, beyond_the_start, check_lengths
 from mbrl.command import command
 from mbrl.distributed import joined_processes
 from mbrl.logger import Logger
 from mbrl.mixture import load_mixture, weights
-from mbrl.models import make_model
+from mbrl.models import make_model, note_held_out
 from mbrl.replay import Episode
 from mbrl.rollout import to_float
 from mbrl.run import CONFIG, PROVENANCE, RunFinished, check_same_config, lock_folder, provenance, stream_seed
@@ -93,6 +93,13 @@ class PretrainSettings:
 
 
 class Pretraining:
+    """A pre-training, new or continued from the checkpoint in its folder, which is locked until `close`.
+
+    Raises:
+        RunFinished: it is complete.
+        UserError, DataError, WeightsError: the settings, the data or the folder do not fit.
+    """
+
     def __init__(self, settings: PretrainSettings) -> None:
         s = self.settings = settings
         self.folder = Path(s.out)
@@ -124,12 +131,17 @@ class Pretraining:
         if parallel.rank():
             torch.manual_seed(stream_seed(s.seed, "dropout", parallel.rank()))  # all that differs between processes
         self.generator = np.random.default_rng(stream_seed(s.seed, "clips"))
-        self._open()
+        self.logger: Logger | None = None
+        self._lock: TextIO | None = None
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
 
     def _open(self) -> None:
         """Continue from the folder's checkpoint, if there is one. The first process alone writes."""
         s, checkpoint = self.settings, None
-        self.logger: Logger | None = None
         if parallel.rank() == 0:
             (self.folder / "videos").mkdir(parents=True, exist_ok=True)
             self._lock = lock_folder(self.folder)
@@ -146,6 +158,19 @@ class Pretraining:
         if parallel.rank() == 0:
             wall_time_s = checkpoint.load("pretraining.json")["wall_time_s"] if checkpoint else 0.0
             self.logger = Logger(self.folder, self.update if checkpoint else None, wall_time_s, tables=False)
+
+    def close(self) -> None:
+        """Close the logs and let another process have the folder."""
+        if self.logger is not None:
+            self.logger.close()
+        if self._lock is not None:
+            self._lock.close()
+
+    def __enter__(self) -> "Pretraining":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def _make_model(self) -> IVideoGPT:
         s = self.settings
@@ -174,6 +199,23 @@ class Pretraining:
     def total(self) -> int:
         return sum(self.stages.values())
 
+    def plan(self) -> str:
+        """What training will do, in two lines."""
+        s, data, learner = self.settings, self.train_data, self.settings.learner
+        sizes = {"tokenizer": learner.tokenizer_batch_size, "transformer": learner.batch_size}
+        stages = ", then ".join(
+            f"{count:,} updates of the {name} ({sizes[name]} clips)" for name, count in self.stages.items()
+        )
+        parameters = sum(parameter.numel() for parameter in self.world.model.parameters())
+        # Weights and the two moments of Adam, in each checkpoint that is kept.
+        checkpoint_gb = checkpoints.KEEP * 3 * 4 * parameters / 1e9
+        return (
+            f"pre-training {parameters / 1e6:.1f} M parameters on {data.num_episodes:,} episodes "
+            f"({data.num_frames:,} frames) of {s.data}: {stages}; {self.update:,} are done\n"
+            f"into {self.folder}: checkpoints every {s.checkpoint_every_updates:,} updates "
+            f"(up to {checkpoint_gb:.2g} GB in all), at the end the model"
+        )
+
     def train(self) -> None:
         s = self.settings
         quiet = self.logger is None
@@ -194,6 +236,7 @@ class Pretraining:
         world = self.world.in_one_piece()
         if self.logger is not None:
             world.model.save_pretrained(self.folder / "model")
+            note_held_out(self.folder / "model", self.settings.data, self.settings.held_out_every)
         self._save()
 
     def _schedule(self) -> Iterator[str]:
@@ -233,7 +276,7 @@ class Pretraining:
         batch = data.windows(episodes, starts, length)
         if self.settings.goal:
             batch = ClipBatch(*goal_first(*batch))
-        frames, actions, rewards = (field.to(self.device) for field in batch)
+        frames, actions, rewards = (field.to(self.device) for field in batch[:3])
         frames = to_float(frames)
         return Clips(augment(frames, drawn) if drawn.size else frames, actions, rewards)
 
@@ -252,10 +295,17 @@ class Pretraining:
 
     @functools.cached_property
     def tokens(self) -> TokenClips:
-        """`cached_clips` clips under the finished tokenizer, int32 tokens; made once and kept in the folder."""
+        """`cached_clips` clips under the finished tokenizer, int32 tokens; made once and kept in the folder.
+
+        Made again if the tokenizer has learned since, or if the file is damaged.
+        """
         s, path = self.settings, self.folder / "tokens.safetensors"
+        tokenizer = self.world.model.tokenizer
         if path.exists():
-            return TokenClips(**safetensors.torch.load_file(path))
+            if (cached := token_cache.load(path, tokenizer)) is not None:
+                return cached
+            if self.logger is not None:
+                warnings.warn(f"{path} is damaged or from another state of the tokenizer: made again", stacklevel=2)
         generator, length = np.random.default_rng(stream_seed(s.seed, "cached clips")), s.learner.segment_length
         fields = TokenClips(
             torch.zeros(s.cached_clips, self.world.model.layout.length(length), dtype=torch.int32),
@@ -274,9 +324,7 @@ class Pretraining:
                     field[rows] = part.cpu()
         cache = TokenClips(*(parallel.total(field.to(self.device)).cpu() for field in fields))
         if parallel.rank() == 0:
-            temporary = path.with_name(f".{path.name}.tmp")
-            temporary.write_bytes(safetensors.torch.save(cache._asdict()))
-            temporary.rename(path)
+            token_cache.save(path, cache, tokenizer)
         return cache
 
     def _validate(self) -> None:
@@ -323,11 +371,12 @@ class Pretraining:
 
 
 def check_codes_are_used(learner: LearnerConfig, tokenizer_updates: int) -> None:
-    """Whether the transformer, which learns from codes, will ever begin. Raises UserError."""
-    if learner.quantize_after > tokenizer_updates:
+    """Raises UserError if the tokenizer, which begins as a plain autoencoder, ends before its codebooks are in use."""
+    if learner.quantize_after and tokenizer_updates <= learner.quantize_after:
         raise UserError(
             f"the tokenizer uses codes after learner.quantize_after={learner.quantize_after} updates and has "
-            f"{tokenizer_updates}: the transformer would never begin; lower it, or set start_from"
+            f"{tokenizer_updates}: the transformer would learn from codebooks that were never used; give the tokenizer "
+            "more, lower the key, or set start_from"
         )
 
 
@@ -343,7 +392,10 @@ def main(words: list[str]) -> None:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     with joined_processes(settings.device):
-        Pretraining(settings).train()
+        with Pretraining(settings) as pretraining:
+            if pretraining.logger is not None:
+                print(pretraining.plan(), flush=True)
+            pretraining.train()
 
 
 if __name__ == "__main__":

@@ -86,15 +86,18 @@ def play(env: Any, task: str, seed: int, episode: int) -> Recording:
     generator = np.random.default_rng(stream_seed(seed, "behaviour", task, episode))
     act = _behaviour(env, BEHAVIOURS[episode % len(BEHAVIOURS)], generator)
     obs, _ = env.reset(seed=stream_seed(seed, "data", task, episode))
-    frames, actions, rewards, over = [obs], [], [], False
+    frames, actions, rewards, successes, over = [obs], [], [], [], False
     while not over:
         action = act().clip(-1, 1).astype(np.float32)
-        obs, reward, terminated, truncated, _ = env.step(action)
+        obs, reward, terminated, truncated, info = env.step(action)
         frames.append(obs)
         actions.append(action)
         rewards.append(reward)
+        successes.append(info["success"])
         over = terminated or truncated
-    return Recording(np.stack(frames), np.stack(actions), np.array(rewards, np.float32))
+    return Recording(
+        np.stack(frames), np.stack(actions), np.array(rewards, np.float32), np.array(successes, np.float32)
+    )
 
 
 def _behaviour(env: Any, name: str, generator: np.random.Generator) -> Callable[[], np.ndarray]:

@@ -23,6 +23,7 @@ from torch import Tensor
 from mbrl import efficiency
 from mbrl.build import find_pretrained
 from mbrl.command import command
+from mbrl.models import held_out_every
 from mbrl.predict import Prediction, PredictSettings, cut
 from mbrl.pretrain import Pretraining, PretrainSettings
 from mbrl.rollout import to_float, to_uint8
@@ -35,7 +36,6 @@ from world_model.metrics import correlation, psnr
 from world_model.weights import read_heads
 
 TOKENIZED = 16  # clips at a time
-HELD_OUT_EVERY = 20  # as ClipDataset and make predict hold out
 PREDICTED = ("psnr", "mean_psnr", "copy_psnr", "ssim", "moving_error_ratio")  # of mbrl/scores.py
 Row = dict[str, Any]
 
@@ -73,8 +73,8 @@ class Study:
         self.settings = s = load_plain(StudySettings, "study", mine)
         self.words = [*getattr(s.words, s.study), *(word for word in words if word not in mine)]
         self.pretrain = self.pretrain_settings()
-        if (every := self.pretrain.held_out_every) != HELD_OUT_EVERY:
-            raise UserError(f"held_out_every={every}: studies hold out one episode in {HELD_OUT_EVERY}")
+        if (start := self.pretrain.start_from) != "none":
+            held_out_every(find_pretrained(start, "start_from"), self.pretrain.data, self.pretrain.held_out_every)
         self.folder = s.folder
 
     def pretrain_settings(self, *more: str) -> PretrainSettings:
@@ -87,6 +87,7 @@ class Study:
         values = dict(
             model=model,
             data=p.data,
+            held_out_every=p.held_out_every,
             clips=s.clips,
             samples=s.samples,
             horizon=p.horizon,
@@ -101,20 +102,21 @@ class Study:
 
     def held_out(self, model: IVideoGPT) -> ClipBatch:
         """Clips of K + H frames that nothing was trained on."""
-        data = ClipDataset(self.pretrain.data, "held_out")
+        data = ClipDataset(self.pretrain.data, "held_out", self.pretrain.held_out_every)
         return cut(data, model.layout.context_length, self.predict_settings("none"))
 
     def trained(self, name: str, *more: str) -> Path:
         """The model of a pre-training, which is taken up where it was cut off and not made again once finished."""
         settings = self.pretrain_settings(*more, f"out={self.folder / name}")
         try:
-            Pretraining(settings).train()
+            with Pretraining(settings) as pretraining:
+                pretraining.train()
         except RunFinished:
             pass
         return Path(settings.out) / "model"
 
     def load(self, model: Path | str) -> IVideoGPT:
-        folder = find_pretrained(str(model))
+        folder = find_pretrained(str(model), "start_from")
         heads = read_heads(folder)
         loaded = IVideoGPT.from_pretrained(folder, heads.action_dim, self.pretrain.context_length)
         return loaded.to(pick_device(self.pretrain.device)).eval()
@@ -164,7 +166,7 @@ def held_out_loss(model: IVideoGPT, clips: ClipBatch) -> tuple[float, float]:
     """Cross-entropy in nats a token, and the share of tokens that were the likeliest, slots counted."""
     losses, accuracies = [], []
     for first in range(0, len(clips.frames), TOKENIZED):
-        frames, actions, _ = (field[first : first + TOKENIZED].to(model.device) for field in clips[:3])
+        frames, actions = (field[first : first + TOKENIZED].to(model.device) for field in clips[:2])
         tokens, labels = model.tokens(to_float(frames))
         told = model.predict(tokens, labels, actions)
         targets = tokens[:, model.layout.prefix + 1 :]
@@ -228,6 +230,22 @@ STUDIES: dict[str, Callable[[Study], list[Row]]] = {
 }
 
 
+def plan(study: Study) -> str:
+    """What a study will do, in one line."""
+    s, p = study.settings, study.pretrain
+    what = {
+        "decoupling": f"{p.start_from} decodes {s.clips} held-out clips in three ways; nothing is trained",
+        "efficiency": f"three tokenizers learn for {p.tokenizer_updates:,} updates each, then {s.repeats} timed "
+        f"training steps and rollouts on each; {s.clips} held-out clips",
+        "fewshot": f"the tokenizer of {p.start_from} learns for {p.tokenizer_updates:,} updates from "
+        f"{', '.join(map(str, s.trajectories))} trajectories; then {s.samples} predictions "
+        f"of {s.clips} held-out clips",
+        "scaling": f"transformers {', '.join(s.transformers)} learn for {p.transformer_updates:,} updates each from "
+        f"tokens of {p.start_from}; loss on {s.clips} held-out clips",
+    }
+    return f"{s.study} on {p.data}: {what[s.study]}. Into {study.folder}; what is there already is not trained again"
+
+
 def table(rows: Sequence[Row]) -> str:
     """As Markdown; what has no value is a dash."""
 
@@ -245,6 +263,7 @@ def main(words: list[str]) -> None:
     s, p = study.settings, study.pretrain
     if p.threads:
         torch.set_num_threads(p.threads)
+    print(plan(study), flush=True)
     study.folder.mkdir(parents=True, exist_ok=True)
     rows = STUDIES[s.study](study)
     rows = [{name: None if value != value else value for name, value in row.items()} for row in rows]  # JSON has no nan

@@ -31,7 +31,7 @@ def test_windows_hold_what_was_recorded_and_stay_inside_an_episode(folder):
     assert dataset.num_episodes == 8
     assert dataset.num_frames == 6 + 7 + 8 + 9 + 4 * 10
     assert dataset.action_dim == 2
-    frames, actions, rewards = dataset.sample(500, 6, np.random.default_rng(0))
+    frames, actions, rewards, _ = dataset.sample(500, 6, np.random.default_rng(0))
     episode, index = frames[:, :, 0, 0, 0].float(), frames[:, :, 1, 0, 0].float()
     assert (episode == episode[:, :1]).all()
     assert (index.diff(dim=1) == 1).all()
@@ -45,11 +45,28 @@ def test_windows_hold_what_was_recorded_and_stay_inside_an_episode(folder):
 
 
 def test_an_episode_comes_back_whole(folder):
-    for index, (frames, actions, rewards) in enumerate([*map(ClipDataset(folder).episode, range(8))]):
+    for index, (frames, actions, rewards, _) in enumerate([*map(ClipDataset(folder).episode, range(8))]):
         expected = recording(index, 5 + index if index < 4 else 9)
         np.testing.assert_array_equal(frames, expected.frames)
         np.testing.assert_array_equal(actions, expected.actions)
         np.testing.assert_array_equal(rewards, expected.rewards)
+
+
+def test_successes_are_kept_and_unknown_where_none_were_recorded(folder):
+    """Of two shards: one with successes, one without, as a folder holds that was begun before they were recorded."""
+    known = [e._replace(successes=np.full(len(e.rewards), i, np.float32)) for i, e in enumerate([recording(0, 9)] * 2)]
+    write_shard(folder, "a", known, "toy")
+    with np.load(folder / "b.npz") as index:
+        older = {name: index[name] for name in index.files if name != "successes"}
+    np.savez(folder / "b.npz", **older)
+    dataset = ClipDataset(folder)
+    successes = [dataset.episode(i).successes for i in range(dataset.num_episodes)]
+    assert [values.dtype == np.float32 and len(values) for values in successes] == [9] * 6
+    assert [values[0] for values in successes[:2]] == [0, 1]
+    assert all(np.isnan(values).all() for values in successes[2:])
+    batch = dataset.windows(np.array([1, 2]), np.array([0, 0]), 5)
+    assert batch.successes[0].tolist() == [1] * 5
+    assert batch.successes[1].isnan().all()
 
 
 def test_held_out_episodes_are_not_trained_on(folder):
@@ -103,7 +120,17 @@ def test_recording_is_taken_up_again_and_repeatable(settings, tmp_path):
     for a, b in zip(one, two, strict=True):
         np.testing.assert_array_equal(a, b)
     assert one.frames.shape == (11, 3, 64, 64)
+    assert one.successes.shape == (10,)
+    assert set(one.successes) <= {0, 1}  # recorded: not NaN
     assert np.abs(np.diff(one.frames.astype(int), axis=0)).max() > 50  # the arm moves
+
+
+def test_the_plan_says_how_much_is_made():
+    given = load_plain(data.DataSettings, "data", [])
+    plan = data.plan(given, data.open_source(given), 880, 440, 2)
+    assert plan.startswith(
+        "Meta-world, 44 tasks: 440 of 880 episodes to make (about 0.55 GB, 64x64 pixels), in 2 processes"
+    )
 
 
 def test_tasks_for_pre_training_are_never_judged_on():

@@ -9,6 +9,8 @@ import torch.distributed as dist
 from tiny_world import LEARNER, make_clips, make_model
 from together import together, without_dropout
 
+from mbrl.replay import Episode
+from mbrl.validate import validate
 from world_model import parallel
 from world_model.adversary import DiscriminatorConfig
 from world_model.learner import TokenClips, WorldModelLearner
@@ -50,6 +52,15 @@ def learn(**how):
     return {"metrics": found, "weights": dict(whole.model.state_dict()), "state": learner.state()}
 
 
+def validated(learner):
+    """Metrics of dreams of four episodes."""
+    clips = make_clips()
+    frames = (255 * clips.frames).byte().numpy()
+    given = (clips.actions[:, :-1].numpy(), clips.rewards[:, :-1].numpy())
+    episodes = [Episode(f, a, r, terminated=False) for f, a, r in zip(frames, *given, strict=True)]
+    return validate(learner.in_one_piece(), episodes, horizon=3, seed=0)[0]
+
+
 def process(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
@@ -61,7 +72,8 @@ def process(rank, folder):
     parallel.load_weights(learner.model, left["weights"])
     learner.load_state(left["state"])
     weights = dict(learner.in_one_piece().model.state_dict())
-    torch.save({"weights": weights, "state": learner.state()}, folder / f"taken-up-{rank}.pt")
+    found = {"weights": weights, "state": learner.state(), "validated": validated(learner)}
+    torch.save(found, folder / f"taken-up-{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -109,6 +121,13 @@ def test_shares_are_put_together_and_cut_up_without_loss(two):
         other = taken["state"]["optimizers"][name]["state"]
         for index, values in optimizer["state"].items():
             assert all(torch.equal(value, other[index][key]) for key, value in values.items())
+
+
+def test_a_sharded_learner_validates_as_a_copied_one(two):
+    left, taken = torch.load(two / "copies-0.pt"), torch.load(two / "taken-up-1.pt")
+    learner = make_learner()
+    parallel.load_weights(learner.model, left["weights"])
+    assert taken["validated"] == validated(learner)
 
 
 def test_a_split_batch_equals_the_whole():

@@ -10,6 +10,7 @@ from test_metrics import StandIn
 from tiny_world import LEARNER, TOKENIZER, TRANSFORMER, make_model
 
 from mbrl import predict
+from mbrl.models import note_held_out
 from mbrl.settings import UserError, load_plain
 from world_model import IVideoGPT, WeightsError
 from world_model.data import ClipDataset, DataError, Recording, goal_first, write_shard
@@ -184,6 +185,24 @@ def test_rewards_belong_to_the_actions_that_earned_them(tiny, monkeypatch):
     assert metrics["reward_correlation"] == pytest.approx(1)
 
 
+def test_held_out_clips_are_those_that_the_model_was_not_trained_on(tiny, tmp_path):
+    """Trained with one episode in five held out: the last of the five, where one in twenty would be none or another."""
+    (tmp_path / "model").mkdir()
+    for part in ("tokenizer", "transformer"):
+        (tmp_path / "model" / part).symlink_to(tiny[0] / part)
+    note_held_out(tmp_path / "model", str(tiny[1]), 5)
+    prediction = made(tmp_path / "model", tiny[1], "part=held_out")
+    last = torch.from_numpy(ClipDataset(tiny[1]).episode(4).frames)
+    assert torch.equal(prediction.clips.frames[0], last[:5])
+    assert len(prediction.clips.frames) == 1
+    with pytest.raises(UserError, match=r"held_out_every=20: .* was trained on data with held_out_every=5"):
+        made(tmp_path / "model", tiny[1], "part=held_out", "held_out_every=20")
+    elsewhere = tmp_path / "other"
+    elsewhere.symlink_to(tiny[1])  # resolved, it has the same name
+    with pytest.raises(UserError, match="use the same value"):
+        made(tmp_path / "model", elsewhere, "held_out_every=20")
+
+
 def test_fvd_of_the_clips_themselves_is_zero(tiny, monkeypatch):
     prediction = made(*tiny, "horizon=8", f"i3d_weights={tiny[0].parent}")
 
@@ -276,7 +295,7 @@ def test_mp4(tiny, tmp_path, monkeypatch):
     ("more", "error", "said"),
     [
         (["data=nowhere"], DataError, "nowhere holds no episodes"),
-        (["model=nowhere"], UserError, "there is no such folder"),
+        (["model=nowhere"], UserError, "^model=nowhere: there is no such folder"),
         (["horizon=20"], DataError, "no episode .* has 2 .* frames .longest: 16"),
         (["context_length=3"], WeightsError, "trained with 2 context frames"),
         (["goal=true", "context_length=1"], UserError, "two context frames"),

@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from mbrl import pretrain
+from mbrl.models import held_out_every
+from mbrl.run import RunFinished, lock_folder
 from mbrl.settings import load_plain
 from world_model import IVideoGPT
 from world_model.data import ClipDataset, Recording, write_shard
@@ -90,15 +92,18 @@ def test_a_killed_pre_training_continues_bit_for_bit(data, tmp_path, monkeypatch
 
 def test_the_folder_holds_a_model_that_loads_and_says_what_made_it(data, tmp_path, typed):
     out = tmp_path / "out"
-    assert typed(pretrain.main, *words(data, out, f"unseen={data}"))[0] == 0
+    code, text, _ = typed(pretrain.main, *words(data, out, f"unseen={data}", "held_out_every=10"))
+    assert code == 0
+    assert f"on 18 episodes (288 frames) of {data}: 4 updates of the tokenizer (2 clips), then 3" in text
     model = IVideoGPT.from_pretrained(out / "model", action_dim=4, context_length=2)
+    assert held_out_every(out / "model", str(data)) == 10
     dream = model.imagine(torch.rand(1, 2, 3, 64, 64), torch.zeros(1, 2, 4), 2)
     assert dream.frames.shape == (1, 2, 3, 64, 64)
     assert f"data: {data}" in (out / "config.yaml").read_text()
     logged = set().union(*(json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()))
     assert {"world_model/tokenizer_loss", "world_model/transformer_loss"} <= logged
     assert {"held_out/moving_error_ratio", "unseen/moving_error_ratio"} <= logged
-    code, text, _ = typed(pretrain.main, *words(data, out, f"unseen={data}"))
+    code, text, _ = typed(pretrain.main, *words(data, out, f"unseen={data}", "held_out_every=10"))
     assert code == 0
     assert "is finished" in text
 
@@ -138,8 +143,9 @@ def test_clips_without_actions_with_the_goal_first(data, tmp_path, typed):
         ("schedule=papr-tokenizer", "unknown schedule 'papr-tokenizer'; did you mean 'paper-tokenizer'"),
         (
             "learner.quantize_after=5",
-            "after learner.quantize_after=5 updates and has 4: the transformer would never begin",
+            "after learner.quantize_after=5 updates and has 4: the transformer would learn from codebooks that were",
         ),
+        ("learner.quantize_after=4", "after learner.quantize_after=4 updates and has 4"),
         ("stage=transformer", "after learner.quantize_after=1 updates and has 0"),
         ("accumulate=3", "learner.batch_size=2 cannot be split into 3 parts"),
         ("augmentation.crop_scale=[1.0]", "crop_scale=[1.0] must be two numbers"),
@@ -186,6 +192,45 @@ def test_clips_tokenized_as_they_are_drawn(data, tmp_path):
     assert not (out / "tokens.safetensors").exists()
     logged = set().union(*(json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()))
     assert {"world_model/discriminator_loss", "world_model/tokenizer_adversarial"} <= logged
+
+
+def test_cached_tokens_follow_the_tokenizer(data, tmp_path):
+    """A restart with more updates of the tokenizer makes the tokens again."""
+    out, cache = tmp_path / "out", tmp_path / "out/tokens.safetensors"
+    fast = "learner.tokenizer_lr=1e-1"
+    pretrain.main(words(data, out, fast))
+    with pytest.warns(UserWarning, match="another state of the tokenizer: made again"):
+        pretrain.main(words(data, out, fast, "tokenizer_updates=8", "transformer_updates=4"))
+    left = load_file(cache)
+    cache.unlink()
+    more = words(data, out, fast, "tokenizer_updates=8", "transformer_updates=5")
+    again = pretrain.Pretraining(load_plain(pretrain.PretrainSettings, "pretrain", more))
+    assert torch.equal(again.tokens.tokens, left["tokens"])
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-9] + bytes([b[-9] ^ 1]) + b[-8:], lambda b: b[:-9]])
+def test_damaged_cached_tokens_are_made_again(data, tmp_path, damage):
+    out, cache = tmp_path / "out", tmp_path / "out/tokens.safetensors"
+    pretrain.main(words(data, out))
+    whole = {name: value.clone() for name, value in load_file(cache).items()}  # not mapped to the file
+    cache.write_bytes(damage(cache.read_bytes()))
+    more = words(data, out, "transformer_updates=4")
+    with pytest.warns(UserWarning, match="damaged"):
+        again = pretrain.Pretraining(load_plain(pretrain.PretrainSettings, "pretrain", more)).tokens
+    assert all(torch.equal(value, getattr(again, name)) for name, value in whole.items())
+
+
+@pytest.mark.parametrize("ends", ["finished", "stopped"])
+def test_the_folder_is_free_however_a_pre_training_ends(data, tmp_path, monkeypatch, ends):
+    """Also while its error, which holds on to everything in its frames, is looked at."""
+    if ends == "finished":
+        pretrain.main(words(data, tmp_path / "out", "transformer_updates=1", "tokenizer_updates=2"))
+    else:
+        monkeypatch.setattr(pretrain.Pretraining, "train", lambda self: 1 / 0)
+    with pytest.raises((RunFinished, ZeroDivisionError)) as caught:
+        pretrain.main(words(data, tmp_path / "out", "transformer_updates=1", "tokenizer_updates=2"))
+    lock_folder(tmp_path / "out").close()
+    assert caught.traceback
 
 
 def test_no_empty_tables(data, tmp_path):

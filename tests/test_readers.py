@@ -18,6 +18,7 @@ from world_model.data import (
     Recording,
     SourceOptions,
     make_reader,
+    rlds,
     shard_names,
     write_shard,
 )
@@ -64,7 +65,7 @@ def test_a_reader_gives_what_was_written(source):
     clips = sorted(read(source).values(), key=lambda clip: clip.frames[0, 0].mean())  # the red of an episode
     assert len(clips) >= 2
     for episode, clip in enumerate([clips[0], clips[-1]]):
-        frames, actions, rewards = clip
+        frames, actions, rewards, successes = clip
         assert frames.dtype == np.uint8
         assert frames.shape[1:] == (3, 16, 16)
         steps = len(frames) - 1
@@ -228,6 +229,7 @@ def test_a_damaged_clip_is_left_out_and_named(tmp_path, typed):
     (source / "traj_00003.npz").write_bytes(whole)
     code, said, _ = typed(data.main, *words("npz", out, f"path={source}", "shard_episodes=2", "workers=2"))
     assert code == 0
+    assert f"npz, {source}: 4 of 4 episodes to make (16x16 pixels), in 2 processes, into {out}" in said
     assert "3 episodes added" in said
     assert "damaged and skipped: 1" in said
     assert "traj_00002.npz: " in (out / "toy-skipped.txt").read_text()
@@ -314,6 +316,39 @@ def test_a_mixture_says_how_a_subset_is_read(tmp_path):
     assert source.options.step == 2
     assert source.options.picture_key == "image"
     assert not source.options.actions
+
+
+def test_episodes_for_testing_are_left_out(tmp_path, monkeypatch):
+    """By file name, or by what an RLDS episode says of its origin; one that says nothing is refused."""
+    names = load_mixture("paper")["robo_net"].left_out_names
+    assert len(names) == 256 + 126
+    assert {"berkeley_sawyer_traj11106", "train_eps_00048645"} <= names
+    assert load_mixture("paper")["bridge"].left_out_names == set()
+    given = settings(*words("rlds", tmp_path, "name=robo_net", "mixture=paper", "picture_key=image"))
+    with pytest.raises(DataError, match="do not say what file they are of"):
+        data.record(data.jobs(given)[0])
+
+    def named(path):
+        for number, (name, example) in enumerate(examples(path)):
+            origin = [f"/robonet/hdf5/{('toy_traj1', 'berkeley_sawyer_traj11106')[number]}.hdf5".encode()]
+            yield name, lambda example=example, origin=origin: example() | {"episode_metadata/file_path": origin}
+
+    monkeypatch.setattr(rlds, "examples", named)
+    assert data.record(data.jobs(given)[0]) == data.Done(units=1, episodes=1, skipped=[], left_out=1)
+    (files := tmp_path / "npz").mkdir()
+    for name in ("train_eps_00048645", "train_eps_00048646"):
+        shutil.copy(HERE / "npz/train/traj_00000.npz", files / f"{name}.npz")
+    given = settings(*words("npz", tmp_path, "name=robo_net", "mixture=paper", f"path={files}"))
+    assert [unit for job in data.jobs(given) for unit in job.units] == ["train_eps_00048646.npz"]
+
+
+def test_a_folder_made_before_episodes_were_left_out_is_refused(tmp_path):
+    given = settings(*words("rlds", tmp_path, "name=robo_net", "mixture=paper"))
+    data.check_same(given)
+    file = tmp_path / "robo_net.json"
+    file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "left_out"}))
+    with pytest.raises(UserError, match="made with left_out=None, not 382"):
+        data.check_same(given)
 
 
 def test_clips_are_drawn_by_weight(tmp_path):

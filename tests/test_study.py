@@ -9,11 +9,11 @@ from safetensors.torch import load_file
 from tiny_world import TOKENIZER, TRANSFORMER, make_clips
 
 from mbrl import study
-from mbrl.efficiency import kept_for_backward
-from mbrl.models import make_model
+from mbrl.efficiency import kept_for_backward, variants
+from mbrl.models import make_model, sizes
 from mbrl.predict import Prediction, PredictSettings
 from mbrl.settings import load_plain
-from world_model import IVideoGPT
+from world_model import IVideoGPT, TokenizerConfig
 from world_model.data import ClipDataset, Recording, write_shard
 from world_model.learner import Clips
 from world_model.per_frame import PerFrameGPT
@@ -73,6 +73,7 @@ def studied(data, model, tmp_path, typed, monkeypatch):
         assert (code, error) == (0, "")
         folder = tmp_path / name
         assert (folder / "study.md").read_text() in said
+        assert f"Into {folder}; what is there already is not trained again" in said.splitlines()[0]
         return json.loads((folder / "study.json").read_text())["rows"], folder
 
     return run
@@ -135,6 +136,13 @@ def test_efficiency_counts_tokens_and_memory(studied):
         assert row["cache MiB"] * 2**20 == 2 * 2 * 32 * 4 * row["tokens a clip"]
     assert few["activations MiB"] < compressive["activations MiB"] < many["activations MiB"]
     assert all(5 < row["psnr"] < 60 for row in rows)
+
+
+def test_efficiency_compares_tokenizers_that_differ_in_tokens_alone():
+    config = sizes(TokenizerConfig, "small-16", "small")
+    assert config.blend
+    made = [kind(config, TRANSFORMER).tokenizer.config for kind, config in variants(config).values()]
+    assert [config.blend for config in made] == [False] * 3
 
 
 def test_activations_are_counted_without_weights():

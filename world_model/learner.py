@@ -443,6 +443,9 @@ class WorldModelLearner:
                 model.tokenizer.config, model.transformer.config, model.action_dim, tuple(model.heads)
             )
         learner.model.load_state_dict(parallel.whole(model.state_dict()), assign=True)
+        for name, buffer in model.named_buffers():  # constants belong to no state and would stay on meta
+            module, _, attribute = name.rpartition(".")
+            setattr(learner.model.get_submodule(module), attribute, buffer)
         learner.model.eval()
         return learner
 

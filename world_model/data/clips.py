@@ -2,8 +2,8 @@
 
     data/metaworld/
         hammer-000.npy      uint8 (N, 3, H, W), the frames of its episodes one behind the other
-        hammer-000.npz      lengths (E,), actions (N, A), rewards (N,), dataset; written last: a shard without it
-                            is not there
+        hammer-000.npz      lengths (E,), actions (N, A), rewards (N,), successes (N,), dataset; written last: a
+                            shard without it is not there
 
 Shards are written independently, so a source can be recorded in parallel and taken up again. A dataset opens any number
 of them and draws windows of consecutive frames, each gathered from the mapped files when it is asked for.
@@ -36,6 +36,7 @@ class Recording(NamedTuple):
     frames: np.ndarray  # uint8 (T + 1, 3, H, W)
     actions: np.ndarray  # float32 (T, A)
     rewards: np.ndarray  # float32 (T,)
+    successes: np.ndarray | None = None  # float32 (T,), 1 where the decision touched success; None is unknown
 
 
 class ClipBatch(NamedTuple):
@@ -44,6 +45,7 @@ class ClipBatch(NamedTuple):
     frames: Tensor  # uint8 (B, T, 3, H, W)
     actions: Tensor  # float32 (B, T, A)
     rewards: Tensor  # float32 (B, T)
+    successes: Tensor  # float32 (B, T), NaN where the recording does not say
 
 
 def goal_first(*fields: Tensor) -> tuple[Tensor, ...]:
@@ -67,6 +69,7 @@ def write_shard(folder: str | Path, name: str, recordings: Sequence[Recording], 
     # The frame that ends an episode has no action and no reward: zeros keep one index for all three.
     actions = np.concatenate([np.pad(recording.actions, ((0, 1), (0, 0))) for recording in recordings])
     rewards = np.concatenate([np.pad(recording.rewards, (0, 1)) for recording in recordings])
+    successes = np.concatenate([np.pad(_successes(recording), (0, 1)) for recording in recordings])
     lengths = np.array([len(recording.frames) for recording in recordings])
     for suffix in (".npy", ".npz"):
         temporary = folder / f".{name}{suffix}"
@@ -74,10 +77,18 @@ def write_shard(folder: str | Path, name: str, recordings: Sequence[Recording], 
             if suffix == ".npy":
                 np.save(file, frames)
             else:
-                np.savez(file, lengths=lengths, actions=actions, rewards=rewards, dataset=np.array(dataset))
+                fields = {"lengths": lengths, "actions": actions, "rewards": rewards, "successes": successes}
+                np.savez(file, dataset=np.array(dataset), **fields)
             file.flush()
             os.fsync(file.fileno())
         temporary.rename(folder / f"{name}{suffix}")
+
+
+def _successes(recording: Recording) -> np.ndarray:
+    """(T,), NaN where they are unknown: batches of several sources stay rectangular."""
+    if recording.successes is None:
+        return np.full(len(recording.rewards), np.nan, np.float32)
+    return recording.successes
 
 
 def _held_out(name: str, episodes: int, every: int) -> set[int]:
@@ -117,6 +128,7 @@ class ClipDataset:
         self._cumulative: dict[int, np.ndarray] = {}  # of a mixture: chances of the episodes, by length
         self._actions: list[np.ndarray] = []
         self._rewards: list[np.ndarray] = []
+        self._successes: list[np.ndarray] = []
         episodes: list[tuple[int, int, int]] = []  # shard, first frame, frames
         for name in sorted(shard_names(folder)):
             lengths = self._open(name)
@@ -142,9 +154,12 @@ class ClipDataset:
             with np.load(path.with_suffix(".npz"), allow_pickle=False) as index:
                 lengths, actions, rewards = index["lengths"], index["actions"], index["rewards"]
                 dataset = str(index["dataset"])
+                # Shards from before there were successes have none.
+                unknown = np.full(len(rewards), np.nan, np.float32)
+                successes = index["successes"] if "successes" in index else unknown
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise DataError(f"shard {path} is damaged ({error}); remove {path}.npz and make data again") from error
-        if not len(frames) == len(actions) == len(rewards) == lengths.sum():
+        if not len(frames) == len(actions) == len(rewards) == len(successes) == lengths.sum():
             raise DataError(f"shard {path} is damaged (its parts differ in length); remove {path}.npz")
         if self._paths and frames.shape[1:] != self.frame_shape:
             raise DataError(f"shard {path} has frames {frames.shape[1:]}, others {self.frame_shape}")
@@ -153,6 +168,7 @@ class ClipDataset:
         self._paths.append(path.with_suffix(".npy"))
         self._actions.append(actions)
         self._rewards.append(rewards)
+        self._successes.append(successes)
         self._datasets.append(dataset)
         return lengths
 
@@ -190,11 +206,11 @@ class ClipDataset:
         return self._actions[0].shape[1]
 
     def episode(self, index: int) -> Recording:
-        """A copy of one whole episode."""
+        """A copy of one whole episode; its successes are NaN where they are unknown."""
         shard, first, length = self._episodes[index].tolist()
         last = first + length - 1
-        frames, actions, rewards = self._map(shard), self._actions[shard], self._rewards[shard]
-        return Recording(np.array(frames[first : last + 1]), actions[first:last].copy(), rewards[first:last].copy())
+        steps = (field[shard][first:last].copy() for field in (self._actions, self._rewards, self._successes))
+        return Recording(np.array(self._map(shard)[first : last + 1]), *steps)
 
     def _by_weight(self, length: int) -> np.ndarray:
         """(E,): up to each episode, the chance that it or one before it is drawn, of those that are long enough."""
@@ -242,7 +258,8 @@ class ClipDataset:
             (shard, slice(first + offset, first + offset + length))
             for (shard, first, _), offset in zip(self._episodes[episodes].tolist(), starts.tolist(), strict=True)
         ]
-        fields = (self._map, self._actions.__getitem__, self._rewards.__getitem__)
+        steps = (self._actions, self._rewards, self._successes)
         return ClipBatch(
-            *(torch.from_numpy(np.stack([of(shard)[window] for shard, window in places])) for of in fields)
+            torch.from_numpy(np.stack([self._map(shard)[window] for shard, window in places])),
+            *(torch.from_numpy(np.stack([field[shard][window] for shard, window in places])) for field in steps),
         )

@@ -22,6 +22,7 @@ class NpzFolder:
     def shards(self, size: int) -> dict[str, Sequence[str]]:
         folder = self.options.path
         files = found(folder.rglob("*.npz"), ".npz files", folder)
+        files = [file for file in files if file.stem not in self.options.left_out]
         return groups(self.options.name, [str(file.relative_to(folder)) for file in files], size)
 
     def clips(self, units: Sequence[str]) -> Iterator[NamedClip]:

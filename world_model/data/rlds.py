@@ -6,15 +6,17 @@
 
 In a record every step's value stands behind the one before: `steps/observation/<camera>` holds T encoded pictures,
 `steps/action` T * A numbers (or `steps/action/<part>` does, then the parts are joined in the order of their names),
-`steps/reward` T. actions[t] is taken at observation t (RLDS, arXiv 2111.02767).
+`steps/reward` T. actions[t] is taken at observation t (RLDS, arXiv 2111.02767). Words outside `steps/`, such as
+`episode_metadata/file_path`, tell which file an episode was made from.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import PurePosixPath
 
 import numpy as np
 
-from world_model.data.clips import Recording
+from world_model.data.clips import DataError, Recording
 from world_model.data.source import NamedClip, SourceOptions, decode_picture, found, groups
 from world_model.data.tfrecord import Example, examples
 
@@ -36,8 +38,10 @@ class Rlds:
             for name, example in examples(self.options.path / unit):
                 yield name, partial(self._read, example)
 
-    def _read(self, example: Callable[[], Example]) -> Recording:
+    def _read(self, example: Callable[[], Example]) -> Recording | None:
         features = example()
+        if self.options.left_out and _made_from(features) & self.options.left_out:
+            return None
         key = f"steps/observation/{self.options.picture_key or 'image'}"
         pictures = features.get(key)
         if not isinstance(pictures, list):
@@ -57,6 +61,18 @@ def _actions(features: Example, length: int) -> np.ndarray | None:
     parts = [features[name] for name in names]
     numbers = [part.astype(np.float32).reshape(length, -1) for part in parts if isinstance(part, np.ndarray)]
     return np.concatenate(numbers, axis=1) if numbers else None
+
+
+def _made_from(features: Example) -> set[str]:
+    """The stems of the files that the episode names as its origin. Raises DataError if it names none."""
+    words = [value[0].decode() for name, value in features.items() if not name.startswith("steps/") and _is_text(value)]
+    if not (files := {path.stem for path in map(PurePosixPath, words) if path.suffix}):
+        raise DataError("the episodes do not say what file they are of, so those for testing cannot be left out")
+    return files
+
+
+def _is_text(value: list[bytes] | np.ndarray) -> bool:
+    return isinstance(value, list) and bool(value)
 
 
 def _holds_pictures(name: str, value: list[bytes] | np.ndarray) -> bool:

@@ -34,6 +34,7 @@ class RoboNet:
     def shards(self, size: int) -> dict[str, Sequence[str]]:
         folder = self.options.path
         files = found(folder.glob("*.hdf5"), ".hdf5 files", folder)
+        files = [file for file in files if file.stem not in self.options.left_out]
         return groups(self.options.name, [file.name for file in files], size)
 
     def clips(self, units: Sequence[str]) -> Iterator[NamedClip]:

@@ -3,7 +3,7 @@
     reader = NpzFolder(options)
     for name, units in reader.shards(100).items():      # shards can be made in parallel and in any order
         for clip, read in reader.clips(units):
-            recording = read()                          # raises one of BROKEN where the clip is damaged
+            recording = read()                          # raises one of BROKEN where the clip is damaged; None: left out
 
 A reader lists what there is without opening it; `read` opens one clip. So a damaged clip costs that clip alone and can
 be named. Letters: T frames of a clip, H W height and width as recorded, A action.
@@ -29,7 +29,7 @@ from world_model.data.clips import DataError, Recording
 # What the libraries below raise on a file that is not what it should be.
 BROKEN = (OSError, ValueError, KeyError, IndexError, EOFError, struct.error, zipfile.BadZipFile, zlib.error)
 
-NamedClip = tuple[str, Callable[[], Recording]]
+NamedClip = tuple[str, Callable[[], Recording | None]]
 
 
 class MissingPackage(DataError):
@@ -59,6 +59,7 @@ class SourceOptions(NamedTuple):
     step: int  # keep every step-th frame
     actions: bool  # False leaves them out, as in a mixture of robots with unlike actions
     classes: tuple[int, ...]  # of Something-Something v2: those to keep; empty keeps all
+    left_out: frozenset[str] = frozenset()  # episodes to leave out, by the stem of the file that holds or held them
 
     def recording(
         self, frames: Iterable[np.ndarray], actions: np.ndarray | None = None, rewards: np.ndarray | None = None
