@@ -37,7 +37,7 @@ class MBPO(Trainer):
 
         # A random policy fills the real replay; first training of the world model; first dreams.
         while self.frame < s.num_seed_frames:
-            self.act(self.random)
+            self.act(self.seed_agent)
         if not self.initialised:
             with self.background.alone():
                 for i in trange(s.initial_model_updates, desc="first training of the world model", leave=False):
@@ -45,7 +45,7 @@ class MBPO(Trainer):
                     if i % LOG_UPDATES == 0:
                         self.run.flush(self.frame)
             for _ in trange(-(-s.initial_rollouts // s.rollout_batch), desc="first dreams", leave=False):
-                self.dream(self.random)
+                self.dream(self.seed_agent)
             self.initialised = True
             if self.collector.between_episodes:
                 self.save()  # so that this need not be done again
@@ -55,7 +55,7 @@ class MBPO(Trainer):
             self.learn_world(self.frame)
             # Learn to act, from reality and dreams.
             for _ in range(self.updates_due()):
-                self.learn_to_act(self.mixed_batch())
+                self.learn_to_act(self.agent_batch(self.mixed_batch))
             # Dream.
             if self.due(s.rollout_every_frames):
                 self.dream(self.agent)
@@ -116,14 +116,13 @@ class MBPO(Trainer):
         mean = sum(float(episode.rewards.mean()) for episode in episodes) / len(episodes)
         self.run.record("imagined", {"reward_mean": mean, "buffer_decisions": float(len(self.imagined))})
 
-    def mixed_batch(self) -> TransitionBatch:
-        """`real_ratio` of the batch from reality, the rest from dreams (once there are any)."""
-        s = self.settings
-        real = round(s.batch_size * s.real_ratio) if len(self.imagined) else s.batch_size
-        self.run.record("imagined", {"batch_share": 1 - real / s.batch_size})
+    def mixed_batch(self, size: int) -> TransitionBatch:
+        """`real_ratio` of a batch from reality, the rest from dreams (once there are any)."""
+        real = round(size * self.settings.real_ratio) if len(self.imagined) else size
+        self.run.record("imagined", {"batch_share": 1 - real / size})
         parts = [self.replay.sample(real)] if real else []
-        if real < s.batch_size:
-            parts.append(self.imagined.sample(s.batch_size - real))
+        if real < size:
+            parts.append(self.imagined.sample(size - real))
         return TransitionBatch.cat(parts)
 
     def settle(self) -> None:

@@ -45,7 +45,6 @@ class Trainer:
             )
         self.agent = make_agent(s, self.env, self.device)
         self.seed_agent = self.make_seed_agent()
-        self.random = self.seed_agent  # the name in mbpo.py
         self.replay = self.make_buffer("replay", s.replay_buffer_frames // s.action_repeat, self.env.episode_decisions)
         self.demonstrations: ReplayBuffer | None = None
         self._demonstration_share = parse_schedule(s.demonstration_share)
