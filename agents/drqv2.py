@@ -67,7 +67,7 @@ class DrQv2Config:
     layer_norm: bool  # in the critic's MLPs
     # decay an update of the averaged weights that evaluation acts with; 0 turns it off
     actor_average: Annotated[float, "[0, 1)"]
-    precision: str  # "auto": bf16 on a CPU that computes with it, fp32 elsewhere
+    precision: str  # fp32 or bf16; whoever builds the agent decides what "auto" is
 
     def __post_init__(self) -> None:
         for name, known in (("encoder", ENCODERS), ("precision", PRECISIONS)):
@@ -146,7 +146,7 @@ class DrQv2:
         self.device = torch.device(device)
         self._stddev = parse_schedule(config.stddev_schedule)
         self._bc_weight = parse_schedule(config.bc_schedule)
-        self._bf16 = config.precision == "bf16" or (config.precision == "auto" and _cpu_has_bf16(self.device))
+        self._bf16 = config.precision == "bf16"
         weights_seed, noise_seed = substreams(seed, 2)
 
         sizes = (action_dim, config.feature_dim, config.hidden_dim)
@@ -360,7 +360,3 @@ class DrQv2:
         self._critic_optimizer.load_state_dict(state["critic_optimizer"])
         self._actor_optimizer.load_state_dict(state["actor_optimizer"])
         self._generator.set_state(state["generator"].cpu())
-
-
-def _cpu_has_bf16(device: torch.device) -> bool:
-    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()

@@ -24,7 +24,7 @@ from benchmarks.measure import Spread, spread
 from benchmarks.options import Options
 from benchmarks.table import duration, number, table
 from mbrl.settings import Settings, UserError
-from world_model.learner import autocast_dtype
+from world_model.precision import autocast_dtype
 
 ROOT = Path(__file__).resolve().parent.parent
 REST_S = 0.3  # before a turn: the threads of the other process stop looking for work within 0.2 s

@@ -5,18 +5,21 @@ import importlib.util
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from tqdm import tqdm
 
 import envs
-from agents import Agent, DreamerV3, DrQv2, Uniform
+from agents import Agent, DreamerV3, DreamerV3Config, DrQv2, DrQv2Config, Uniform
 from mbrl.replay import ReplayBuffer
 from mbrl.run import stream_seed
 from mbrl.settings import Settings, UserError
+from mbrl.simulator import SimulatorWorld
 from world_model import IVideoGPT, WeightsError, WorldModel
 from world_model.learner import LearnerConfig, Rhythm, WorldModelLearner
+from world_model.onestep import OneStep, OneStepWorld
+from world_model.precision import autocast_dtype
 
 ROOT = Path(__file__).resolve().parent.parent
 HUB_NAME = re.compile(r"(?P<hub>hub:)?(?P<repository>(?P<owner>[\w-][\w.-]*)/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
@@ -46,15 +49,24 @@ def make_env(settings: Settings) -> envs.PixelEnv:
     return envs.make(settings.task, **environment_keywords(settings))
 
 
+AgentConfig = TypeVar("AgentConfig", DrQv2Config, DreamerV3Config)
+
+
+def decided(config: AgentConfig, device: torch.device) -> AgentConfig:
+    """The config with `precision=auto` decided: bf16 where the device computes in it."""
+    reduced = autocast_dtype(config.precision, device) is not None
+    return dataclasses.replace(config, precision="bf16" if reduced else "fp32")
+
+
 def make_agent(settings: Settings, env: envs.PixelEnv, device: torch.device) -> Agent:
     """The agent of `settings.agent`. A new agent gets its line here."""
     (channels, height, width), (action_dim,) = env.observation_space.shape, env.action_space.shape
     seed = stream_seed(settings.seed, "agent")
     if settings.agent in ("drqv2", "mbpo"):
-        return DrQv2((channels, height, width), action_dim, settings.drqv2, device, seed)
+        return DrQv2((channels, height, width), action_dim, decided(settings.drqv2, device), device, seed)
     if settings.agent == "dreamerv3":
         try:
-            return DreamerV3((channels, height, width), action_dim, settings.dreamerv3, device, seed)
+            return DreamerV3((channels, height, width), action_dim, decided(settings.dreamerv3, device), device, seed)
         except ValueError as error:
             raise UserError(f"image_size={settings.image_size}: {error}") from error
     if settings.agent == "uniform":
@@ -169,7 +181,26 @@ def beyond_the_start(learner: LearnerConfig, new_transformer: bool = False) -> L
 
 def make_world(settings: Settings, env: envs.PixelEnv, device: torch.device) -> WorldModel:
     """The world model of `world_model.kind`. A new kind gets its line here."""
-    return make_ivideogpt(settings, env, device)
+    kind = settings.world_model.kind
+    if kind == "simulator":
+        return SimulatorWorld(make_env(settings), device)
+    return make_onestep(settings, env, device) if kind == "onestep" else make_ivideogpt(settings, env, device)
+
+
+def make_onestep(settings: Settings, env: envs.PixelEnv, device: torch.device) -> OneStepWorld:
+    """The one-step predictor with its learner on `device`."""
+    config, pretrained = settings.world_model.onestep, settings.world_model.onestep_pretrained
+    if settings.frame_stack < config.frames:
+        raise UserError(
+            f"frame_stack={settings.frame_stack} must be at least world_model.onestep.frames={config.frames}: "
+            "dreams begin with a stack"
+        )
+    torch.manual_seed(stream_seed(settings.seed, "torch"))
+    model = OneStep(config, env.action_space.shape[0])
+    world = OneStepWorld(model, settings.image_size, device, settings.action_repeat)
+    if pretrained != "none":
+        model.load_pretrained(find_pretrained(pretrained, "world_model.onestep_pretrained"))
+    return world
 
 
 def make_ivideogpt(settings: Settings, env: envs.PixelEnv, device: torch.device) -> WorldModelLearner:

@@ -18,6 +18,7 @@ from mbrl.build import local_weights
 from mbrl.command import command
 from mbrl.run import provenance
 from mbrl.settings import Settings, load, pick_device
+from world_model.precision import computes_in_bf16
 
 FRAMES = 10  # drawn to time one
 TOKENIZER = "tokenizer/diffusion_pytorch_model.safetensors"
@@ -54,8 +55,8 @@ def _torch_lines() -> list[str]:
             lines.append(f"GPU {index}: {gpu.name}, {gpu.total_memory / 2**30:.0f} GiB")
     elif torch.version.cuda:
         lines.append("sees no GPU: is there one, and does `nvidia-smi` list it?")
-    if torch.cpu.get_capabilities().get("avx512_bf16"):
-        lines.append("this CPU computes in bf16 (avx512_bf16)")
+    if computes_in_bf16(torch.device("cpu")):
+        lines.append("this CPU computes in bf16")
     return lines
 
 

@@ -29,8 +29,8 @@ from mbrl.video import Pictures, comparison, error_pictures, write_film, write_g
 from world_model import IVideoGPT
 from world_model.data import ClipBatch, ClipDataset, DataError, goal_first
 from world_model.fvd import I3D, LEAST_FRAMES
-from world_model.learner import autocast_dtype
 from world_model.perceptual import LPIPS
+from world_model.precision import autocast_dtype
 from world_model.weights import read_configs, read_heads
 
 FPS = 4.0

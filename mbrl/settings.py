@@ -39,6 +39,7 @@ from mbrl.schema import (  # noqa: F401, the commands take these from here
 )
 from world_model import TokenizerConfig, TransformerConfig
 from world_model.learner import LearnerConfig
+from world_model.onestep import OneStepConfig
 
 T = TypeVar("T")
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs"
@@ -58,7 +59,10 @@ class HelpAsked(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class WorldModelSettings:
-    pretrained: str  # a folder in the official layout, a hub name, or "none"
+    kind: Literal["ivideogpt", "onestep", "simulator"]
+    pretrained: str  # a folder in the official layout, a hub name, or "none"; of ivideogpt
+    onestep_pretrained: str  # a folder that a one-step model was saved in, or "none"
+    onestep: OneStepConfig
     tokenizer: TokenizerConfig
     transformer: TransformerConfig
     learner: LearnerConfig

@@ -110,6 +110,11 @@ class Clips(NamedTuple):
     successes: Tensor | None = None  # float (B, T), 1 where the decision touched success, NaN where nobody noted it
 
 
+def is_due(frame: int, every_frames: int, action_repeat: int) -> bool:
+    """Whether a multiple of `every_frames` was reached with the decision of `action_repeat` frames that ended at `frame`."""
+    return frame // every_frames > (frame - action_repeat) // every_frames
+
+
 class ClipSampler(Protocol):
     """Where a world model's real clips come from."""
 

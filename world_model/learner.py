@@ -26,11 +26,12 @@ from torch import Tensor, nn
 
 from world_model import parallel
 from world_model.adversary import Adversary, DiscriminatorConfig
-from world_model.api import Clips, ClipSampler, Dream, Origin
+from world_model.api import Clips, ClipSampler, Dream, Origin, is_due
 from world_model.losses import Target, TokenizerLoss, TransformerLoss
 from world_model.metrics import copied_share, moved, moving_errors
 from world_model.model import IVideoGPT
 from world_model.perceptual import LPIPS
+from world_model.precision import autocast_dtype
 from world_model.rollout import TokenRollout
 
 WINDOW = 20  # tokenizer updates over which the use of codes is watched
@@ -54,10 +55,9 @@ class Rhythm:
 
     def due(self, frame: int) -> tuple[bool, bool]:
         """Whether transformer and tokenizer are due with the decision that ended at `frame`."""
-        before = frame - self.action_repeat
         return (
-            frame // self.transformer_every_frames > before // self.transformer_every_frames,
-            frame // self.tokenizer_every_frames > before // self.tokenizer_every_frames,
+            is_due(frame, self.transformer_every_frames, self.action_repeat),
+            is_due(frame, self.tokenizer_every_frames, self.action_repeat),
         )
 
 
@@ -92,24 +92,6 @@ class LearnerConfig:
     motion_weight: Annotated[float, "[0, inf)"]
     perceptual_weights: str  # folder with LPIPS-VGG weights, or "none"
     precision: Literal["auto", "fp32", "bf16"]  # "auto" (bf16 where the device computes in it), "fp32" or "bf16"
-
-
-def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """The reduced precision to compute in, or None for float32.
-
-    Raises:
-        ValueError: `precision` is none of auto, fp32, bf16.
-    """
-    if precision not in ("auto", "fp32", "bf16"):
-        raise ValueError(f"precision={precision}: it must be auto, fp32 or bf16")
-    if precision == "auto":
-        if device.type == "cuda":
-            native = torch.cuda.is_bf16_supported(including_emulation=False)
-        else:
-            cpu = torch.cpu.get_capabilities() if device.type == "cpu" else {}
-            native = bool(cpu.get("avx512_bf16") or cpu.get("amx_bf16"))
-        precision = "bf16" if native else "fp32"
-    return torch.bfloat16 if precision == "bf16" else None
 
 
 @contextmanager

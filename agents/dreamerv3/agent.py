@@ -65,7 +65,7 @@ class DreamerV3:
     ) -> None:
         self.obs_shape, self.action_dim, self.config = obs_shape, action_dim, config
         self.device = torch.device(device)
-        self._bf16 = config.precision == "bf16" or (config.precision == "auto" and _has_bf16(self.device))
+        self._bf16 = config.precision == "bf16"
         with torch.random.fork_rng(devices=[]):  # the layers' own start weights, drawn here, are overwritten
             self.model = WorldModel((FRAME_CHANNELS, *obs_shape[1:]), action_dim, config)
             self.behaviour = Behaviour(self.model.state_size, action_dim, config)
@@ -274,9 +274,3 @@ class DreamerV3:
         self._evaluation_noise.generator.set_state(state["evaluation_generator"].cpu())
         if self._states is not None:
             self._states.load_state_dict(state["states"])
-
-
-def _has_bf16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()

@@ -77,7 +77,7 @@ class DreamerV3Config:
     return_rate: Annotated[float, "[0, 1]"]  # of the exponential average of the returns' percentiles
     return_limit: Annotated[float, "(0, inf)"]  # returns are never divided by less
     bins: Annotated[int, "[3, inf)"]  # of the reward's and the value's distribution
-    precision: str  # "auto": bf16 on a CUDA GPU and on a CPU that computes with it, fp32 elsewhere
+    precision: str  # fp32 or bf16; whoever builds the agent decides what "auto" is
 
     def __post_init__(self) -> None:
         for name, known in (("size", tuple(SIZES)), ("precision", PRECISIONS)):

@@ -1,0 +1,231 @@
+"""The control: a small convolutional network that predicts the next frame and what the action earned.
+
+No tokens, no transformer, nothing drawn at random: is a video transformer needed? (iVideoGPT, arXiv 2405.15223, asks it
+with another predictor in figure 21.) A U-Net reads the last K frames and the action; its frame is drawn over the last
+one where a gate says that something changes. It learns on its own predictions, a few steps in a row, so that errors do
+not grow as they would in a model that has only seen real frames.
+
+    world = OneStepWorld(OneStep(config, action_dim=4), resolution=64, device=device)
+
+Letters: B clips, K frames seen, T frames of a clip, A action, C channels.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from world_model.api import Clips, ClipSampler, Dream, FrameRollout, Origin, is_due
+from world_model.heads import HEADS, Head
+from world_model.metrics import moved, moving_errors
+from world_model.precision import autocast_dtype
+from world_model.weights import WeightsError
+
+UNCHANGED = -2.0  # logit of the gate of a network that knows nothing
+
+
+@dataclass(frozen=True)
+class OneStepConfig:
+    """Sizes of the network and how it learns."""
+
+    width: Annotated[int, "[8, inf)"]  # channels at half the resolution; twice and four times as many below
+    frames: Annotated[int, "[1, inf)"]  # K
+    steps: Annotated[int, "[1, inf)"]  # predicted in a row while learning
+    batch_size: Annotated[int, "[1, inf)"]
+    update_every_frames: Annotated[int, "[1, inf)"]
+    lr: Annotated[float, "(0, inf)"]
+    max_grad_norm: Annotated[float, "(0, inf)"]
+    mse_weight: Annotated[float, "[0, inf)"]  # beside L1
+    motion_weight: Annotated[float, "[0, inf)"]  # of the error on moving pixels alone
+    reward_weight: Annotated[float, "[0, inf)"]
+    precision: Literal["auto", "fp32", "bf16"]
+
+
+class Residual(nn.Module):
+    """Two convolutions (B, C, H, W) -> the same, shifted by a condition (B, C)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.GroupNorm(8, channels) for _ in range(2))
+        self.convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        h = self.convs[0](F.silu(self.norms[0](x))) + condition[:, :, None, None]
+        return x + self.convs[1](F.silu(self.norms[1](h)))
+
+
+class OneStep(nn.Module):
+    def __init__(self, config: OneStepConfig, action_dim: int, heads: Collection[str] = ("reward",)) -> None:
+        super().__init__()
+        self.config, self.action_dim = config, action_dim
+        w = config.width
+        self.down = nn.ModuleList(
+            nn.Conv2d(a, b, 4, stride=2, padding=1) for a, b in ((3 * config.frames, w), (w, 2 * w), (2 * w, 4 * w))
+        )
+        self.action = nn.Linear(action_dim, 4 * w)
+        self.middle = nn.ModuleList(Residual(4 * w) for _ in range(2))
+        self.up = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in ((4 * w, 2 * w), (4 * w, w), (2 * w, 16)))
+        self.out = nn.Conv2d(16, 4, 3, padding=1)
+        nn.init.zeros_(self.out.weight)
+        with torch.no_grad():
+            cast(Tensor, self.out.bias).copy_(torch.tensor([0.5, 0.5, 0.5, UNCHANGED]))
+        self.read = nn.LazyLinear(8 * w)
+        self.heads = nn.ModuleDict({name: HEADS[name](8 * w) for name in heads})
+
+    def forward(self, frames: Tensor, action: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Last K frames float (B, K, 3, H, W) in [0, 1], actions (B, A) -> next frame (B, 3, H, W), raw heads (B,)."""
+        x, skips = frames.flatten(1, 2).contiguous(memory_format=torch.channels_last) - 0.5, []
+        for conv in self.down:
+            x = F.silu(conv(x))
+            skips.append(x)
+        condition = self.action(action)
+        x = x + condition[:, :, None, None]
+        for block in self.middle:
+            x = block(x, condition)
+        read = F.silu(self.read(x.flatten(1)))
+        raw = {name: cast(Head, head)(read) for name, head in self.heads.items()}
+        for conv, skip in zip(self.up, (skips[1], skips[0], None), strict=True):
+            x = F.silu(conv(F.interpolate(x, scale_factor=2)))
+            x = x if skip is None else torch.cat([x, skip], dim=1)
+        image, gate = self.out(x).float().split([3, 1], dim=1)
+        return torch.lerp(frames[:, -1], image, gate.sigmoid()), raw
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config.json and model.safetensors."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        sizes = asdict(self.config) | {"action_dim": self.action_dim, "heads": list(self.heads)}
+        (folder / "config.json").write_text(json.dumps({"kind": "onestep"} | sizes, indent=1))
+        (folder / "model.safetensors").write_bytes(safetensors.torch.save(self.state_dict()))
+
+    def load_pretrained(self, folder: str | Path) -> None:
+        """Take over the weights in `folder`. Raises WeightsError if they are missing, damaged or of other sizes."""
+        path = Path(folder) / "model.safetensors"
+        try:
+            self.load_state_dict(safetensors.torch.load_file(path))
+        except FileNotFoundError:
+            raise WeightsError(f"no one-step model here: {path} is missing") from None
+        except (SafetensorError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise WeightsError(f"{path} does not fit this one-step model: {reason}") from None
+
+
+class OneStepWorld:
+    """The network with its learner (`world_model.api.WorldModel`).
+
+    Args:
+        resolution: height and width of a frame, pixels.
+        action_repeat: frames of a decision.
+    """
+
+    def __init__(self, model: OneStep, resolution: int, device: torch.device, action_repeat: int = 1) -> None:
+        self._action_repeat = action_repeat
+        self.model, self.config, self.device = model.to(device), model.config, device
+        self.context_length = model.config.frames
+        self.heads = tuple(model.heads)
+        self.dtype = autocast_dtype(model.config.precision, device)
+        shape = (1, model.config.frames, 3, resolution, resolution)
+        model(torch.zeros(shape, device=device), torch.zeros(1, model.action_dim, device=device))  # sizes `read`
+        self._still = threading.RLock()
+        self._optimizer = torch.optim.AdamW(model.parameters(), lr=model.config.lr, weight_decay=0.0, fused=True)
+
+    def autocast(self) -> AbstractContextManager:
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        with self._still:
+            yield
+
+    @torch.no_grad()
+    def _predict(self, frames: Tensor, action: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        with self._still, self.autocast():
+            image, raw = self.model(frames[:, -self.context_length :], action)
+        values = {name: cast(Head, head).value(raw[name]) for name, head in self.model.heads.items()}
+        return image.clamp(0, 1), values
+
+    def start(
+        self,
+        context: Tensor,
+        temperature: float = 1.0,
+        top_k: int = 100,
+        generator: torch.Generator | None = None,
+        *,
+        origins: Sequence[Origin] | None = None,
+        horizon: int | None = None,
+    ) -> FrameRollout:
+        if context.shape[1] < self.context_length:
+            raise ValueError(f"a dream needs {self.context_length} context frames, got {context.shape[1]}")
+        return FrameRollout(context, self._predict)
+
+    def sample(self, clips: ClipSampler, frame: int | None = None) -> tuple[Clips] | None:
+        if frame is not None and not is_due(frame, self.config.update_every_frames, self._action_repeat):
+            return None
+        return (clips.clips(self.config.batch_size, self.context_length + self.config.steps),)
+
+    def update(self, clips: Clips) -> dict[str, Tensor]:
+        """One gradient step on clips (B, K + steps, ...)."""
+        config, known = self.config, self.context_length
+        targets = {"reward": clips.rewards} | ({} if clips.successes is None else {"success": clips.successes})
+        frames, raw = clips.frames[:, :known], list[dict[str, Tensor]]()
+        with self._still:
+            with self.autocast():
+                for t in range(known - 1, clips.frames.shape[1] - 1):
+                    image, heads = self.model(frames[:, -known:], clips.actions[:, t])
+                    frames = torch.cat([frames, image[:, None]], dim=1)
+                    raw.append(heads)
+            predicted, true = frames[:, known:], clips.frames[:, known:]
+            error = (predicted - true).abs() + config.mse_weight * (predicted - true).square()
+            moving = moved(true, clips.frames[:, known - 1])
+            terms = {
+                "pixel": error.mean(),
+                "motion": config.motion_weight * (error * moving).sum() / (3 * moving.sum() + 1),
+            }
+            for name, head in self.model.heads.items():
+                if name in targets:
+                    said = torch.stack([heads[name] for heads in raw], dim=1)
+                    loss = cast(Head, head).loss(said, targets[name][:, known - 1 : -1])
+                    terms[name] = loss * (config.reward_weight if name == "reward" else 1.0)
+            loss = torch.stack(list(terms.values())).sum()
+            self._optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.max_grad_norm)
+            self._optimizer.step()
+        metrics = {f"onestep_{name}_loss": term.detach() for name, term in (terms | {"total": loss}).items()}
+        return metrics | {"onestep_grad_norm": norm}
+
+    @torch.no_grad()
+    def diagnose(self, clips: Clips, dream: Dream) -> dict[str, float]:
+        """The error of a single step from real frames, on pixels that move."""
+        known, frames = self.context_length, clips.frames
+        windows = [frames[:, t - known : t] for t in range(known, frames.shape[1])]
+        seen = [self._predict(w, clips.actions[:, t + known - 1])[0] for t, w in enumerate(windows)]
+        predicted, true = torch.cat(seen)[:, None], torch.cat(frames[:, known:].unbind(1))[:, None]
+        errors = moving_errors(predicted, true, torch.cat([w[:, -1] for w in windows]))
+        return {"one_step_error_ratio": errors.ratio}
+
+    def weights(self) -> dict[str, Tensor]:
+        return self.model.state_dict()
+
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        self.model.load_state_dict(weights)
+
+    def state(self) -> dict[str, Any]:
+        return {"optimizer": self._optimizer.state_dict()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self._optimizer.load_state_dict(state["optimizer"])
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        self.model.save_pretrained(folder)
