@@ -22,6 +22,7 @@ class Demonstration(NamedTuple):
     actions: np.ndarray  # float32 (T, A) in [-1, 1]
     rewards: np.ndarray  # float32 (T,), success bonus included
     successes: np.ndarray  # float32 (T,), 1.0 where the decision touched success
+    seed: int  # of the simulator's reset, as in `PixelEnv.replay`
 
 
 def collect(task: str, episodes: int, seed: int, **make_kwargs: Any) -> list[Demonstration]:
@@ -67,7 +68,7 @@ def collect(task: str, episodes: int, seed: int, **make_kwargs: Any) -> list[Dem
 
 
 def _play(env: PixelEnv, expert: Callable[[int], np.ndarray]) -> Demonstration:
-    obs, _ = env.reset()
+    obs, start = env.reset()
     frames, actions, rewards, successes = [obs[-3:]], [], [], []
     truncated = terminated = False
     while not (truncated or terminated):
@@ -84,4 +85,5 @@ def _play(env: PixelEnv, expert: Callable[[int], np.ndarray]) -> Demonstration:
         np.stack(actions),
         np.array(rewards, np.float32),
         np.array(successes, np.float32),
+        start["seed"],
     )

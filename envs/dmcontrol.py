@@ -10,7 +10,7 @@ import numpy as np
 
 from .errors import InvalidSetting
 from .rendering import Renderer, camera_id, choose_backend
-from .snapshot import AttributeSnapshot, ModelSnapshot
+from .snapshot import MujocoSnapshot, MujocoState
 from .wrappers import FrameResult
 
 EPISODE_FRAMES = 1000
@@ -70,16 +70,14 @@ class DMControl:
         self._low, self._range = spec.minimum, spec.maximum - spec.minimum
         self.action_dim = spec.shape[0]
         model = self._physics.model.ptr
-        self._model_numbers = ModelSnapshot(model)
-        self._task_attributes = AttributeSnapshot(self._env.task, shared=())
+        self._simulation = MujocoState(model, self._physics.data.ptr, self._env, self._env.task)
         if camera == OWN_CAMERA:
             camera = 2 if domain == "quadruped" else 0
         self._renderer = Renderer(model, camera_id(model, camera), image_size, render_quality)
 
     def reset(self, seed: int) -> None:
         """Starts an episode from `seed`."""
-        self._model_numbers.restore()
-        self._task_attributes.restore()
+        self._simulation.rebuild()
         self._env.task._random = np.random.RandomState(seed)
         self._env.reset()
         self._renderer.upload_terrain()  # quadruped-escape grows a new one
@@ -92,6 +90,15 @@ class DMControl:
     def render(self) -> np.ndarray:
         """Draws the present state: uint8 (3, H, W)."""
         return self._renderer.render(self._physics.data.ptr)
+
+    def snapshot(self) -> MujocoSnapshot:
+        """The present state of the simulation."""
+        return self._simulation.snapshot()
+
+    def restore(self, snapshot: MujocoSnapshot) -> None:
+        """Goes back to a snapshot of this task."""
+        if self._simulation.restore(snapshot):
+            self._renderer.upload_terrain()
 
     def close(self) -> None:
         """Frees the OpenGL context."""

@@ -37,8 +37,11 @@ class Toy:
     def reset(self, seed: int) -> None:
         """Draws the positions of dot and goal from `seed`."""
         generator = np.random.default_rng(seed)
-        self.dot, self.goal = generator.uniform(-_START_RANGE, _START_RANGE, (2, 2))
-        self.goal = np.zeros(2) if self._centred else self.goal
+        self.dot, goal = generator.uniform(-_START_RANGE, _START_RANGE, (2, 2))
+        self._place_goal(np.zeros(2) if self._centred else goal)
+
+    def _place_goal(self, goal: np.ndarray) -> None:
+        self.goal = goal
         self._scenery[:] = np.array(_BACKGROUND, np.uint8)[:, None, None]
         self._draw(self._scenery, self.goal, _GOAL)
 
@@ -53,6 +56,15 @@ class Toy:
         picture = self._scenery.copy()
         self._draw(picture, self.dot, _DOT)
         return picture
+
+    def snapshot(self) -> tuple[np.ndarray, np.ndarray]:
+        """The positions of dot and goal, two float64 (2,)."""
+        return self.dot, self.goal
+
+    def restore(self, snapshot: tuple[np.ndarray, np.ndarray]) -> None:
+        """Goes back to these positions."""
+        self.dot, goal = snapshot
+        self._place_goal(goal)
 
     def expert_action(self, action_repeat: int) -> np.ndarray:
         """The best action when it will be held for `action_repeat` frames: float32 (2,)."""
