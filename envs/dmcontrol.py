@@ -13,8 +13,6 @@ from .rendering import Renderer, camera_id, choose_backend
 from .snapshot import MujocoSnapshot, MujocoState
 from .wrappers import FrameResult
 
-EPISODE_FRAMES = 1000
-OWN_CAMERA = "corner"  # the default camera of `envs.make` is Meta-world's; here it stands for the domain's usual one
 # Written out, because to ask the package costs a second and fixes its OpenGL backend at its import.
 _DOMAINS = {
     "acrobot": "swingup swingup_sparse",
@@ -45,18 +43,24 @@ TASKS = {
 }
 
 
+def usual_camera(task: str) -> int:
+    """The camera that DrQ-v2 shows a task with."""
+    return 2 if TASKS[task][0] == "quadruped" else 0
+
+
 class DMControl:
     """One task of the suite as a `Simulator`.
 
     Args:
         task: a key of `TASKS`.
-        camera: a camera of the domain by name or number; "corner" is its usual one (0; 2 for quadruped).
+        camera: a camera of the domain by name or number.
         image_size: height and width of the pictures in pixels.
         render_quality: "fast" or "paper", see `rendering`.
     """
 
     def __init__(self, task: str, *, camera: str | int, image_size: int, render_quality: str) -> None:
         choose_backend()
+        import mujoco
         from dm_control import suite
 
         domain, name = TASKS[task]
@@ -65,14 +69,12 @@ class DMControl:
         self._env = suite.load(domain, name, task_kwargs={"random": 0, "time_limit": np.inf})
         self._physics = self._env.physics
         spec = self._env.action_spec()
-        if not (np.isfinite(spec.minimum).all() and np.isfinite(spec.maximum).all()):
+        if (np.maximum(-spec.minimum, spec.maximum) >= mujoco.mjMAXVAL).any():  # what MuJoCo calls infinite
             raise InvalidSetting(f"{task!r} has actions without bounds, which cannot be scaled to [-1, 1]")
         self._low, self._range = spec.minimum, spec.maximum - spec.minimum
         self.action_dim = spec.shape[0]
         model = self._physics.model.ptr
         self._simulation = MujocoState(model, self._physics.data.ptr, self._env, self._env.task)
-        if camera == OWN_CAMERA:
-            camera = 2 if domain == "quadruped" else 0
         self._renderer = Renderer(model, camera_id(model, camera), image_size, render_quality)
 
     def reset(self, seed: int) -> None:

@@ -20,7 +20,6 @@ from .rendering import Renderer, camera_id, choose_backend
 from .snapshot import MujocoSnapshot, MujocoState
 from .wrappers import FrameResult
 
-EPISODE_FRAMES = 200
 PAPER_TASKS = (
     "button-press-topdown-wall",
     "coffee-push",

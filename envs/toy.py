@@ -14,7 +14,6 @@ import numpy as np
 from .errors import NoExpert
 from .wrappers import FrameResult, PixelEnv
 
-EPISODE_FRAMES = 40
 TASKS = ("reach", "centre")
 SPEED = 0.1
 RADIUS = 0.1
@@ -28,7 +27,9 @@ class Toy:
 
     action_dim = 2
 
-    def __init__(self, *, image_size: int, task: str = "reach") -> None:
+    def __init__(
+        self, task: str, *, image_size: int, camera: str | int = 0, render_quality: str = "fast"
+    ) -> None:  # it has one camera and one quality
         self._size, self._centred = image_size, task == "centre"
         self._half = max(1, image_size // 16)  # half the width of dot and goal, in pixels
         self._scenery = np.empty((3, image_size, image_size), np.uint8)  # the plane with the goal on it
@@ -106,7 +107,7 @@ def best_return(env: gymnasium.Env) -> float:
     It is computed on a copy of the positions: the environment does not move. The success bonus is included.
     """
     base, simulator = _toy_of(env)
-    ghost = Toy(image_size=1)
+    ghost = Toy("reach", image_size=1)
     ghost.dot, ghost.goal = simulator.dot, simulator.goal
     total = 0.0
     for _ in range(base.decisions_left):

@@ -39,6 +39,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 from tqdm import tqdm
 
+import envs
 from mbrl import checkpoints
 from mbrl.checkpoints import Checkpoint
 from mbrl.logger import EVAL, TRAIN, Logger
@@ -51,7 +52,8 @@ STATE = "run.json"  # the part of a checkpoint that belongs to the run itself
 # Keys that a restart may change. They change nothing a run computes, except that on a CPU another number of `threads`
 # splits sums elsewhere: the last bits then differ, so a run is only repeated bit for bit with the same number.
 FREE_KEYS = frozenset({"run_root", "log_every_frames", "video", "wandb", "threads"})
-PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "metaworld", "dm-control", "hydra-core")
+SIMULATORS = tuple(dict.fromkeys(package for suite in envs.SUITES for package in suite.packages))
+PACKAGES = ("torch", "numpy", "gymnasium", *SIMULATORS, "hydra-core")
 
 
 class RunFinished(Exception):

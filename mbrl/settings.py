@@ -144,14 +144,14 @@ def load(overrides: Sequence[str] = ()) -> Settings:
     preset = str(chosen["preset"])
     if preset == "auto":
         preset = "paper" if device == "cuda" else "small"
-    suite = task.split("/")[0] if "/" in task else "metaworld"
+    own_files = [f"tasks={name}" for name in (task, envs.suite_of(task).name) if name in _names("tasks")]
     files = {
         "protocols": _file("protocol", "protocols", str(chosen["protocol"])),
-        "tasks": task if task in _names("tasks") else suite,
         "presets": _file("preset", "presets", preset),
         "agents": _file("agent", "agents", str(chosen["agent"])),
     }
-    values = _compose("config", [f"{group}={name}" for group, name in files.items()], words)
+    groups = [f"{group}={name}" for group, name in files.items()] + (own_files[:1] or ["~tasks"])
+    values = _compose("config", groups, words)
     settings = build(Settings, values | {"task": task, "preset": preset, "device": device})
     _check_sizes(settings.world_model.pretrained, words)
     return settings

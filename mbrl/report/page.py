@@ -11,8 +11,9 @@ import numpy as np
 from mbrl.report import figures, tables
 from mbrl.report.comparison import ALL, Comparison, Row
 from mbrl.report.figures import DARK, LIGHT, Style, svg
-from mbrl.report.results import VERSIONS, Curve
+from mbrl.report.results import Curve
 from mbrl.report.stats import Estimate
+from mbrl.run import SIMULATORS
 
 STYLE = Path(__file__).with_suffix(".css")
 VIDEOS = "videos/eval-episodes-*.gif"
@@ -227,7 +228,7 @@ def _small_print(comparison: Comparison, score: str, made_by: str) -> str:
         f"<li><b>{_text(method)}</b>: {_text(comparison.protocol(method))}</li>" for method in comparison.methods
     )
     curves = [curve for cell in comparison.cells.values() for curve in cell.curves]
-    versions = {f"{key} {value}" for curve in curves for key, value in curve.rules.items() if key in VERSIONS}
+    versions = {f"{key} {value}" for curve in curves for key, value in curve.rules.items() if key in SIMULATORS}
     sources = "".join(f"<li>{_text(path)}</li>" for path in dict.fromkeys(str(curve.source) for curve in curves))
     return f"""<footer><h2>How to read this</h2>
 <p>Scores are {_text(score)} at the frame in the table. IQM is the mean of the middle half of all runs; shaded bands and

@@ -17,15 +17,13 @@ from typing import Any
 import numpy as np
 import yaml
 
+import envs
 from mbrl.logger import EVAL, EVAL_COLUMNS
 from mbrl.report.stats import Array
-from mbrl.run import CONFIG, FREE_KEYS, PROVENANCE
+from mbrl.run import CONFIG, FREE_KEYS, PROVENANCE, SIMULATORS
 from mbrl.settings import UserError, flatten
 
-# What the simulator of a task is made of; other versions of these are other tasks.
-SIMULATORS = {"metaworld": ("metaworld", "mujoco"), "dm_control": ("dm-control", "mujoco"), "toy": ()}
-VERSIONS = ("metaworld", "dm-control", "mujoco")
-EVERYWHERE = ("protocol", "action_repeat", *VERSIONS)
+EVERYWHERE = ("protocol", "action_repeat", *SIMULATORS)
 WITHIN_A_TASK = ("success_bonus", "demonstrations", "episode_frames")
 # Keys in which the seeds of one method may differ.
 BETWEEN_SEEDS = FREE_KEYS | {
@@ -37,7 +35,6 @@ BETWEEN_SEEDS = FREE_KEYS | {
     "checkpoint_every_frames",
 }
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C it is ten times as quick, and there are many runs
-RETURN_PER_FRAME = 1.0  # the most that a DM Control task pays
 
 
 class NothingThere(UserError):
@@ -52,7 +49,7 @@ class Curve:
     method: str
     seed: str
     frames: Array  # (P,)
-    scores: Array  # (P,), 0 to 1: success rate, or the share of DM Control's highest return
+    scores: Array  # (P,), 0 to 1: success rate, or the share of the highest return
     minutes: Array | None  # (P,) of training until then
     episodes: int  # behind each score; 0 where nobody says
     source: Path
@@ -64,10 +61,6 @@ class Curve:
     @property
     def ours(self) -> bool:
         return bool(self.rules)
-
-
-def suite(task: str) -> str:
-    return task.split("/")[0] if "/" in task else "metaworld"
 
 
 def find(patterns: Sequence[str], left_out: Path) -> tuple[list[Path], list[Path], list[Path]]:
@@ -119,13 +112,15 @@ def read_run(folder: Path, note: Callable[[str], None]) -> Curve:
     frames, wall_time = rows["frame"], rows["wall_time_s"]
     if np.any(np.diff(frames) <= 0):
         raise UserError(f"{folder / EVAL}: its frames do not rise; leave this run out or remove its folder")
-    if suite(task) == "dm_control":
-        scores = rows["episode_return"] / (RETURN_PER_FRAME * float(config.get("episode_frames") or 1000))
-    else:
+    suite = envs.suite_of(task)
+    if suite.highest_reward is None:
         scores = rows["success_rate"]
+    else:
+        frames_an_episode = config.get("episode_frames") or suite.episode_frames
+        scores = rows["episode_return"] / (suite.highest_reward * float(frames_an_episode))
     versions, machine = _provenance(folder)
     rules = {key: str(config.get(key)) for key in ("protocol", "action_repeat", *WITHIN_A_TASK)}
-    rules |= {name: versions.get(name, "unknown") for name in SIMULATORS.get(suite(task), ())}
+    rules |= {name: versions.get(name, "unknown") for name in suite.packages}
     variant = config.get("variant") or ""
     return Curve(
         task=task,
@@ -189,7 +184,7 @@ def _provenance(folder: Path) -> tuple[dict[str, str], str]:
     """Versions and machine of a run. Where a restart changed one, all of them: that run is comparable with none."""
     try:
         starts = json.loads((folder / PROVENANCE).read_text())["starts"]
-        packages = {name: sorted({str(start["versions"].get(name)) for start in starts}) for name in VERSIONS}
+        packages = {name: sorted({str(start["versions"].get(name)) for start in starts}) for name in SIMULATORS}
         machines = {f"{start['machine']['cpus']} CPUs, {start['machine']['gpu'] or 'no GPU'}" for start in starts}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}, "unknown machine"
