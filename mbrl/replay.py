@@ -40,6 +40,8 @@ class Episode(NamedTuple):
     rewards: np.ndarray  # float32 (T,)
     terminated: bool  # ended by the task itself; False for a time limit or the end of a rollout
     prefix: int = 0
+    successes: np.ndarray | None = None  # float32 (T,), 1.0 where the decision touched success; None: not recorded
+    seed: int | None = None  # of the simulator's reset, for `PixelEnv.replay`; None: not recorded, or imagined
 
 
 class SegmentBatch(NamedTuple):
