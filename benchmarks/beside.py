@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+import envs
 from benchmarks import compare, inputs
 from benchmarks.compare import Mismatch
 from benchmarks.measure import Spread, spread
@@ -232,7 +233,7 @@ def lines(settings: Settings, options: Options, words: Sequence[str], peer: Sequ
             lambda ours, theirs: compare.same_segments(folder, ours, theirs),
         ),
     }
-    for quality in ("fast", "paper") if "/" not in s.task else ():  # Meta-world's names have no prefix
+    for quality in ("fast", "paper") if envs.suite_of(s.task).name == "metaworld" else ():
         shown = spec | {"quality": quality}
         found[f"environment-{quality}"] = Line("environment", "frames", s.action_repeat, 10, shown, SHIPPED, same)
     if options.lines == ("all",):

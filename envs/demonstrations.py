@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .errors import ExpertFailed, NoExpert
+from .suites import canonical, make, suite_of
 from .wrappers import PixelEnv
 
 _ATTEMPTS_PER_EPISODE = 10  # the experts of all six tasks of the paper succeed nearly every time
@@ -22,6 +23,7 @@ class Demonstration(NamedTuple):
     actions: np.ndarray  # float32 (T, A) in [-1, 1]
     rewards: np.ndarray  # float32 (T,), success bonus included
     successes: np.ndarray  # float32 (T,), 1.0 where the decision touched success
+    seed: int  # of the simulator's reset, as in `PixelEnv.replay`
 
 
 def collect(task: str, episodes: int, seed: int, **make_kwargs: Any) -> list[Demonstration]:
@@ -37,23 +39,21 @@ def collect(task: str, episodes: int, seed: int, **make_kwargs: Any) -> list[Dem
         make_kwargs: passed on to `envs.make`.
 
     Raises:
-        NoExpert: the task has none (the DM Control suite never has).
+        NoExpert: the suite has none, as the DM Control suite.
         ExpertFailed: fewer than one episode in ten contains a success.
-        UnknownTask, InvalidSetting, MissingGL: from `envs.make`.
+        UnknownTask, InvalidSetting, MissingGL, MissingPackage: from `envs.make`.
     """
-    from . import make  # at call time: the package imports its modules first
-
+    if not suite_of(canonical(task)).experts:
+        raise NoExpert(f"{task!r} has no scripted expert: set demonstrations=0")
     env = make(task, seed, **make_kwargs)
+    simulator: Any = env.simulator
     try:
-        expert = getattr(env.simulator, "expert_action", None)
-        if expert is None:
-            raise NoExpert(f"{task!r} has no scripted expert: set demonstrations=0")
         kept: list[Demonstration] = []
         attempts = episodes * _ATTEMPTS_PER_EPISODE
         for _ in range(attempts):
             if len(kept) == episodes:
                 break
-            episode = _play(env, expert)
+            episode = _play(env, simulator.expert_action)
             if episode.successes.any():
                 kept.append(episode)
     finally:
@@ -67,7 +67,7 @@ def collect(task: str, episodes: int, seed: int, **make_kwargs: Any) -> list[Dem
 
 
 def _play(env: PixelEnv, expert: Callable[[int], np.ndarray]) -> Demonstration:
-    obs, _ = env.reset()
+    obs, start = env.reset()
     frames, actions, rewards, successes = [obs[-3:]], [], [], []
     truncated = terminated = False
     while not (truncated or terminated):
@@ -84,4 +84,5 @@ def _play(env: PixelEnv, expert: Callable[[int], np.ndarray]) -> Demonstration:
         np.stack(actions),
         np.array(rewards, np.float32),
         np.array(successes, np.float32),
+        start["seed"],
     )

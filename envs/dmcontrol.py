@@ -10,11 +10,9 @@ import numpy as np
 
 from .errors import InvalidSetting
 from .rendering import Renderer, camera_id, choose_backend
-from .snapshot import AttributeSnapshot, ModelSnapshot
+from .snapshot import MujocoSnapshot, MujocoState
 from .wrappers import FrameResult
 
-EPISODE_FRAMES = 1000
-OWN_CAMERA = "corner"  # the default camera of `envs.make` is Meta-world's; here it stands for the domain's usual one
 # Written out, because to ask the package costs a second and fixes its OpenGL backend at its import.
 _DOMAINS = {
     "acrobot": "swingup swingup_sparse",
@@ -45,18 +43,24 @@ TASKS = {
 }
 
 
+def usual_camera(task: str) -> int:
+    """The camera that DrQ-v2 shows a task with."""
+    return 2 if TASKS[task][0] == "quadruped" else 0
+
+
 class DMControl:
     """One task of the suite as a `Simulator`.
 
     Args:
         task: a key of `TASKS`.
-        camera: a camera of the domain by name or number; "corner" is its usual one (0; 2 for quadruped).
+        camera: a camera of the domain by name or number.
         image_size: height and width of the pictures in pixels.
         render_quality: "fast" or "paper", see `rendering`.
     """
 
     def __init__(self, task: str, *, camera: str | int, image_size: int, render_quality: str) -> None:
         choose_backend()
+        import mujoco
         from dm_control import suite
 
         domain, name = TASKS[task]
@@ -65,21 +69,17 @@ class DMControl:
         self._env = suite.load(domain, name, task_kwargs={"random": 0, "time_limit": np.inf})
         self._physics = self._env.physics
         spec = self._env.action_spec()
-        if not (np.isfinite(spec.minimum).all() and np.isfinite(spec.maximum).all()):
+        if (np.maximum(-spec.minimum, spec.maximum) >= mujoco.mjMAXVAL).any():  # what MuJoCo calls infinite
             raise InvalidSetting(f"{task!r} has actions without bounds, which cannot be scaled to [-1, 1]")
         self._low, self._range = spec.minimum, spec.maximum - spec.minimum
         self.action_dim = spec.shape[0]
         model = self._physics.model.ptr
-        self._model_numbers = ModelSnapshot(model)
-        self._task_attributes = AttributeSnapshot(self._env.task, shared=())
-        if camera == OWN_CAMERA:
-            camera = 2 if domain == "quadruped" else 0
+        self._simulation = MujocoState(model, self._physics.data.ptr, self._env, self._env.task)
         self._renderer = Renderer(model, camera_id(model, camera), image_size, render_quality)
 
     def reset(self, seed: int) -> None:
         """Starts an episode from `seed`."""
-        self._model_numbers.restore()
-        self._task_attributes.restore()
+        self._simulation.rebuild()
         self._env.task._random = np.random.RandomState(seed)
         self._env.reset()
         self._renderer.upload_terrain()  # quadruped-escape grows a new one
@@ -92,6 +92,15 @@ class DMControl:
     def render(self) -> np.ndarray:
         """Draws the present state: uint8 (3, H, W)."""
         return self._renderer.render(self._physics.data.ptr)
+
+    def snapshot(self) -> MujocoSnapshot:
+        """The present state of the simulation."""
+        return self._simulation.snapshot()
+
+    def restore(self, snapshot: MujocoSnapshot) -> None:
+        """Goes back to a snapshot of this task."""
+        if self._simulation.restore(snapshot):
+            self._renderer.upload_terrain()
 
     def close(self) -> None:
         """Frees the OpenGL context."""

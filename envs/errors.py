@@ -24,6 +24,10 @@ class MissingGL(RuntimeError):
     """No OpenGL library that can draw without a screen was found."""
 
 
+class MissingPackage(RuntimeError):
+    """The simulator of a suite is not installed."""
+
+
 class NoExpert(ValueError):
     """The task has no scripted expert to take demonstrations from."""
 

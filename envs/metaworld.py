@@ -2,7 +2,7 @@
 
 Three habits of the simulator are worked around here. Its `reset(seed=...)` ignores the seed, so its own
 generator is seeded and told to draw a new goal at every reset. It carries state from one episode to the
-next, so a snapshot of the new simulator is restored first. Its corner cameras hang upside down, so their
+next, so the simulator is put back as it was built first. Its corner cameras hang upside down, so their
 rows are flipped.
 
 As in the iVideoGPT experiments, one frame with a zero action follows a reset before the first picture is
@@ -17,10 +17,9 @@ from typing import Any
 import numpy as np
 
 from .rendering import Renderer, camera_id, choose_backend
-from .snapshot import AttributeSnapshot, ModelSnapshot
+from .snapshot import MujocoSnapshot, MujocoState
 from .wrappers import FrameResult
 
-EPISODE_FRAMES = 200
 PAPER_TASKS = (
     "button-press-topdown-wall",
     "coffee-push",
@@ -67,8 +66,7 @@ class MetaWorld:
         self._env._freeze_rand_vec = False
         self._env.seeded_rand_vec = True
         self._env.max_path_length = sys.maxsize  # the length of an episode is the wrapper's business
-        self._attributes = AttributeSnapshot(self._env, shared=("model", "data", "mujoco_renderer"))
-        self._model_numbers = ModelSnapshot(self._env.model)
+        self._simulation = MujocoState(self._env.model, self._env.data, self._env)
         self._state = np.empty(0)
         self._expert: Any = None
 
@@ -81,8 +79,7 @@ class MetaWorld:
         """Starts an episode with object and goal drawn from `seed`."""
         import mujoco
 
-        self._model_numbers.restore()
-        self._attributes.restore()
+        self._simulation.rebuild()
         mujoco.mj_resetData(self._env.model, self._env.data)
         mujoco.mj_forward(self._env.model, self._env.data)
         self._env.seed(seed)
@@ -98,6 +95,15 @@ class MetaWorld:
         """Draws the present state: uint8 (3, H, W), upright."""
         frame = self._renderer.render(self._env.data)
         return np.ascontiguousarray(frame[:, ::-1]) if self._flip else frame
+
+    def snapshot(self) -> tuple[MujocoSnapshot, np.ndarray]:
+        """The present state of the simulation, and what the expert sees of it."""
+        return self._simulation.snapshot(), self._state
+
+    def restore(self, snapshot: tuple[MujocoSnapshot, np.ndarray]) -> None:
+        """Goes back to a snapshot of this task."""
+        simulation, self._state = snapshot
+        self._simulation.restore(simulation)
 
     def expert_action(self, action_repeat: int) -> np.ndarray:
         """What Meta-world's scripted expert does in the present state: float32 (4,) in [-1, 1].

@@ -14,7 +14,6 @@ import numpy as np
 from .errors import NoExpert
 from .wrappers import FrameResult, PixelEnv
 
-EPISODE_FRAMES = 40
 TASKS = ("reach", "centre")
 SPEED = 0.1
 RADIUS = 0.1
@@ -28,7 +27,9 @@ class Toy:
 
     action_dim = 2
 
-    def __init__(self, *, image_size: int, task: str = "reach") -> None:
+    def __init__(
+        self, task: str, *, image_size: int, camera: str | int = 0, render_quality: str = "fast"
+    ) -> None:  # it has one camera and one quality
         self._size, self._centred = image_size, task == "centre"
         self._half = max(1, image_size // 16)  # half the width of dot and goal, in pixels
         self._scenery = np.empty((3, image_size, image_size), np.uint8)  # the plane with the goal on it
@@ -37,8 +38,11 @@ class Toy:
     def reset(self, seed: int) -> None:
         """Draws the positions of dot and goal from `seed`."""
         generator = np.random.default_rng(seed)
-        self.dot, self.goal = generator.uniform(-_START_RANGE, _START_RANGE, (2, 2))
-        self.goal = np.zeros(2) if self._centred else self.goal
+        self.dot, goal = generator.uniform(-_START_RANGE, _START_RANGE, (2, 2))
+        self._place_goal(np.zeros(2) if self._centred else goal)
+
+    def _place_goal(self, goal: np.ndarray) -> None:
+        self.goal = goal
         self._scenery[:] = np.array(_BACKGROUND, np.uint8)[:, None, None]
         self._draw(self._scenery, self.goal, _GOAL)
 
@@ -53,6 +57,15 @@ class Toy:
         picture = self._scenery.copy()
         self._draw(picture, self.dot, _DOT)
         return picture
+
+    def snapshot(self) -> tuple[np.ndarray, np.ndarray]:
+        """The positions of dot and goal, two float64 (2,)."""
+        return self.dot, self.goal
+
+    def restore(self, snapshot: tuple[np.ndarray, np.ndarray]) -> None:
+        """Goes back to these positions."""
+        self.dot, goal = snapshot
+        self._place_goal(goal)
 
     def expert_action(self, action_repeat: int) -> np.ndarray:
         """The best action when it will be held for `action_repeat` frames: float32 (2,)."""
@@ -94,7 +107,7 @@ def best_return(env: gymnasium.Env) -> float:
     It is computed on a copy of the positions: the environment does not move. The success bonus is included.
     """
     base, simulator = _toy_of(env)
-    ghost = Toy(image_size=1)
+    ghost = Toy("reach", image_size=1)
     ghost.dot, ghost.goal = simulator.dot, simulator.goal
     total = 0.0
     for _ in range(base.decisions_left):

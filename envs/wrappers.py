@@ -1,10 +1,11 @@
-"""From a simulator to a pixel environment: action repeat, stacked frames, time limit, success bonus, seeds.
+"""From a simulator to a pixel environment: action repeat, stacked frames, time limit, success bonus, seeds, snapshots.
 
 A *frame* is one step of the simulator, a *decision* is `action_repeat` frames under one action. A suite
 supplies a `Simulator`; `PixelEnv` gives all of them the same contract, which `tests/test_envs.py` spells
 out.
 """
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple, Protocol
 
 import gymnasium
@@ -35,8 +36,25 @@ class Simulator(Protocol):
     def render(self) -> np.ndarray:
         """Draws the present state: uint8 (3, H, W), upright."""
 
+    def snapshot(self) -> Any:
+        """The present state, of a type of the suite's own; what happens later does not touch it."""
+
+    def restore(self, snapshot: Any) -> None:
+        """Goes to a state that this or another simulator of the same task was in.
+
+        The same actions then give the same frames, rewards and successes, bit for bit, whatever this object did before.
+        """
+
     def close(self) -> None:
         """Frees what the simulator holds."""
+
+
+class Snapshot(NamedTuple):
+    """A moment between two decisions of a `PixelEnv`."""
+
+    states: tuple[Any, ...]  # the simulator's snapshots: of the present last, before it those that `stack` needs
+    stack: np.ndarray | None  # the observation, uint8 (3 * frame_stack, H, W); None: drawn from `states` when restored
+    decision: int  # decisions taken in the episode so far
 
 
 class PixelEnv(gymnasium.Env[np.ndarray, np.ndarray]):
@@ -50,7 +68,9 @@ class PixelEnv(gymnasium.Env[np.ndarray, np.ndarray]):
 
     `reset(seed=s)` makes everything that follows a function of `s` and the actions alone, whatever this
     object did before; `reset()` takes the next seed of a stream begun by the last seed given, at first
-    `seed`.
+    `seed`. From either the simulator's own seed is drawn, `info["seed"]` of the reset: `reset_to` starts exactly that
+    episode again, `replay` runs through it without drawing, and `snapshot` and `restore` go back to any decision. All
+    of them work across environments of the same task and settings, and none touches the stream of seeds.
 
     Args:
         simulator: the task.
@@ -93,28 +113,96 @@ class PixelEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         shape = (3 * frame_stack, image_size, image_size)
         self.observation_space = gymnasium.spaces.Box(0, 255, shape, np.uint8)
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (simulator.action_dim,), np.float32)
+        self._frame_stack = frame_stack
         self._stack = np.zeros(shape, np.uint8)
         self._decision = self.episode_decisions  # no episode is under way before the first reset
         super().reset(seed=int(seed))  # seeds `np_random`, the stream that reset seeds come from
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, float]]:
-        """Starts an episode: the first picture, repeated to fill the stack, and `{"success": 0.0}`."""
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Starts an episode: the first picture, repeated to fill the stack, and `{"success": 0.0, "seed": int}`."""
         super().reset(seed=None if seed is None else int(seed))
-        self.simulator.reset(int(self.np_random.integers(2**31)))
-        self._decision = 0
-        frames = len(self._stack) // 3
-        self._stack = np.tile(self.simulator.render(), (frames, 1, 1))  # (3 * frame_stack, H, W)
-        return self._stack.copy(), {"success": 0.0}
+        return self.reset_to(int(self.np_random.integers(2**31)))
 
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, float]]:
+    def reset_to(self, simulator_seed: int) -> tuple[np.ndarray, dict[str, Any]]:
+        """Starts the episode whose reset gave `simulator_seed` as `info["seed"]`; returns what that reset did."""
+        self.simulator.reset(simulator_seed)
+        self._decision = 0
+        self._stack = np.tile(self.simulator.render(), (self._frame_stack, 1, 1))  # (3 * frame_stack, H, W)
+        return self._stack.copy(), {"success": 0.0, "seed": simulator_seed}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Takes one decision.
 
         Raises:
             InvalidAction: wrong shape, NaN or infinity.
             EpisodeOver: the episode has ended, or none has begun.
         """
+        reward, success, terminated, truncated = self._decide(action)
+        self._stack = np.concatenate([self._stack[3:], self.simulator.render()])  # (3 * frame_stack, H, W)
+        return self._stack.copy(), reward, terminated, truncated, {"success": float(success)}
+
+    def snapshot(self) -> Snapshot:
+        """The present moment of the episode."""
+        return Snapshot((self.simulator.snapshot(),), self._stack, self._decision)
+
+    def restore(self, snapshot: Snapshot) -> np.ndarray:
+        """Goes to a moment of an episode, of this or of another environment of the same task and settings.
+
+        Returns:
+            The observation of that moment. `snapshot._replace(stack=observation)` saves drawing one that is known.
+        """
+        if snapshot.stack is None:
+            self._stack = np.concatenate([self._drawn(state) for state in snapshot.states])
+        else:
+            self.simulator.restore(snapshot.states[-1])
+            self._stack = snapshot.stack
+        self._decision = snapshot.decision
+        return self._stack.copy()
+
+    def replay(self, simulator_seed: int, actions: Iterable[np.ndarray]) -> list[Snapshot]:
+        """Plays a recorded episode again without drawing it.
+
+        No episode is under way afterwards: `restore` one of the snapshots.
+
+        Args:
+            simulator_seed: `info["seed"]` of the episode's reset.
+            actions: its T actions, or the first of them.
+
+        Returns:
+            T + 1 snapshots: of the start, and after each action.
+
+        Raises:
+            InvalidAction: as `step`.
+            EpisodeOver: there are more actions than the episode has decisions.
+        """
+        self.simulator.reset(simulator_seed)
+        self._decision = 0
+        states = [self.simulator.snapshot()] * self._frame_stack
+        snapshots = [Snapshot(tuple(states), None, 0)]
+        for action in actions:
+            self._decide(action)
+            states = [*states[1:], self.simulator.snapshot()]
+            snapshots.append(Snapshot(tuple(states), None, self._decision))
+        self._decision = self.episode_decisions
+        return snapshots
+
+    def render(self) -> np.ndarray:
+        """The newest frame as uint8 (H, W, 3), the way gymnasium's video tools want it."""
+        return self._stack[-3:].transpose(1, 2, 0).copy()
+
+    def close(self) -> None:
+        """Frees the simulator and its OpenGL context. Closing twice is allowed."""
+        self.simulator.close()
+
+    @property
+    def decisions_left(self) -> int:
+        """Decisions until the end of the episode; 0 when none is under way."""
+        return self.episode_decisions - self._decision
+
+    def _decide(self, action: np.ndarray) -> tuple[float, bool, bool, bool]:
+        """A decision without its picture: (reward, success, terminated, truncated)."""
         action = self._checked(action)
         if not self.decisions_left:
             raise EpisodeOver("no episode is under way: call reset() before step()")
@@ -132,21 +220,11 @@ class PixelEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         truncated = self._decision == self.episode_decisions and not terminated
         if terminated:
             self._decision = self.episode_decisions
-        self._stack = np.concatenate([self._stack[3:], self.simulator.render()])  # (3 * frame_stack, H, W)
-        return self._stack.copy(), float(reward), terminated, truncated, {"success": float(success)}
+        return float(reward), success, terminated, truncated
 
-    def render(self) -> np.ndarray:
-        """The newest frame as uint8 (H, W, 3), the way gymnasium's video tools want it."""
-        return self._stack[-3:].transpose(1, 2, 0).copy()
-
-    def close(self) -> None:
-        """Frees the simulator and its OpenGL context. Closing twice is allowed."""
-        self.simulator.close()
-
-    @property
-    def decisions_left(self) -> int:
-        """Decisions until the end of the episode; 0 when none is under way."""
-        return self.episode_decisions - self._decision
+    def _drawn(self, state: Any) -> np.ndarray:
+        self.simulator.restore(state)
+        return self.simulator.render()
 
     def _checked(self, action: np.ndarray) -> np.ndarray:
         action = np.asarray(action, np.float32)

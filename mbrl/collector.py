@@ -26,7 +26,8 @@ class Collector:
         self._frames: list[np.ndarray] = []
         self._actions: list[np.ndarray] = []
         self._rewards: list[float] = []
-        self._success = 0.0
+        self._successes: list[float] = []
+        self._seed = 0  # of the simulator, in the episode under way
 
     @property
     def decision(self) -> int:
@@ -46,23 +47,26 @@ class Collector:
     def act(self, agent: Agent) -> None:
         """One decision of `agent`, exploring."""
         if self._obs is None:
-            self._obs, _ = self.env.reset(seed=stream_seed(self._run.settings.seed, "episode", self._played))
-            self._frames, self._actions, self._rewards, self._success = [self._obs[-3:]], [], [], 0.0
+            self._obs, info = self.env.reset(seed=stream_seed(self._run.settings.seed, "episode", self._played))
+            self._seed = info["seed"]
+            self._frames, self._actions, self._rewards, self._successes = [self._obs[-3:]], [], [], []
             agent.begin_episode(eval_mode=False)
         action = agent.act(torch.from_numpy(self._obs)[None], self.decision, eval_mode=False)[0].float().cpu().numpy()
         self._obs, reward, terminated, truncated, info = self.env.step(action)
         self._frames.append(self._obs[-3:])
         self._actions.append(action)
         self._rewards.append(reward)
-        self._success = max(self._success, info["success"])
+        self._successes.append(info["success"])
         self.frame += self.env.action_repeat
         if terminated or truncated:
             self._finish(terminated)
 
     def _finish(self, terminated: bool) -> None:
         rewards = np.asarray(self._rewards, np.float32)
-        self.add(Episode(np.stack(self._frames), np.stack(self._actions).astype(np.float32), rewards, terminated))
-        self._run.log_episode(self.frame, self._played, float(rewards.sum()), self._success)
+        successes = np.asarray(self._successes, np.float32)
+        actions = np.stack(self._actions).astype(np.float32)
+        self.add(Episode(np.stack(self._frames), actions, rewards, terminated, successes=successes, seed=self._seed))
+        self._run.log_episode(self.frame, self._played, float(rewards.sum()), float(successes.max()))
         self._played += 1
         self._obs = None
 

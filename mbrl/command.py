@@ -29,6 +29,7 @@ USER_ERRORS = (
     envs.ExpertFailed,
     envs.InvalidSetting,
     envs.MissingGL,
+    envs.MissingPackage,
     envs.NoExpert,
     envs.UnknownTask,
 )

@@ -102,10 +102,10 @@ def write(comparison: Comparison, notes: Sequence[str], settings: CompareSetting
 
 
 def score_name(comparison: Comparison) -> str:
-    suites = {results.suite(task) for task in comparison.tasks}
-    if suites == {"dm_control"}:
+    by_success = {envs.suite_of(task).reports_success for task in comparison.tasks}
+    if by_success == {False}:
         return "return ÷ highest return"
-    return "score" if "dm_control" in suites else "success rate"
+    return "success rate" if by_success == {True} else "score"
 
 
 def main(words: list[str]) -> None:

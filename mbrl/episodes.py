@@ -1,6 +1,6 @@
 """Episodes on disk: one compressed file each, written so that a crash can only lose the one being written.
 
-    replay/000000.npz, 000001.npz, ...      the fields of `mbrl.replay.Episode`
+    replay/000000.npz, 000001.npz, ...      the fields of `mbrl.replay.Episode`, without those that are None
 
 The numbers count the episodes of a run. A checkpoint only remembers how many there were; on resume the files
 that came after it are removed with `truncate` and the others are loaded into the replay buffer again.
@@ -55,7 +55,8 @@ class EpisodeStore:
         temporary = path.with_name(f".{path.name}.tmp")
         try:
             with temporary.open("wb") as file:
-                np.savez_compressed(file, **episode._asdict())
+                fields = {name: value for name, value in episode._asdict().items() if value is not None}
+                np.savez_compressed(file, **fields)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.rename(path)
@@ -91,9 +92,14 @@ def _read(path: Path) -> Episode:
             rewards=arrays["rewards"],
             terminated=bool(arrays["terminated"]),
             prefix=int(arrays["prefix"]),
+            # Runs that began before these were recorded have neither.
+            successes=arrays["successes"] if "successes" in arrays else None,
+            seed=int(arrays["seed"]) if "seed" in arrays else None,
         )
-    if len(episode.frames) != episode.prefix + len(episode.actions) + 1 or len(episode.rewards) != len(episode.actions):
-        raise ValueError("its frames, actions and rewards do not belong together")
+    decisions = len(episode.actions)
+    per_decision = [episode.rewards] if episode.successes is None else [episode.rewards, episode.successes]
+    if len(episode.frames) != episode.prefix + decisions + 1 or any(len(x) != decisions for x in per_decision):
+        raise ValueError("its frames, actions, rewards and successes do not belong together")
     return episode
 
 

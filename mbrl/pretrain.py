@@ -384,7 +384,7 @@ def _spread(data: ClipDataset) -> list[Episode]:
     """At most `VALIDATED` episodes, evenly over all of them."""
     chosen = np.unique(np.linspace(0, data.num_episodes - 1, VALIDATED).astype(int))
     episodes = [data.episode(int(index)) for index in chosen]
-    return [Episode(e.frames, e.actions, e.rewards, terminated=False) for e in episodes]
+    return [Episode(e.frames, e.actions, e.rewards, terminated=False, successes=e.successes) for e in episodes]
 
 
 def main(words: list[str]) -> None:

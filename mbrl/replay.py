@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from agents import StreamBatch, TransitionBatch
+from world_model import Origin
 
 
 class ReplayError(ValueError):
@@ -40,17 +41,27 @@ class Episode(NamedTuple):
     rewards: np.ndarray  # float32 (T,)
     terminated: bool  # ended by the task itself; False for a time limit or the end of a rollout
     prefix: int = 0
+    successes: np.ndarray | None = None  # float32 (T,), 1.0 where the decision touched success; None: not recorded
+    seed: int | None = None  # of the simulator's reset, for `PixelEnv.replay`; None: not recorded, or imagined
 
 
 class SegmentBatch(NamedTuple):
     """Windows of consecutive frames.
 
-    `actions[:, -1]` and `rewards[:, -1]` lead out of the window: never used, and zeros at an episode's end.
+    `actions[:, -1]`, `rewards[:, -1]` and `successes[:, -1]` lead out of the window: never used.
     """
 
     frames: Tensor  # uint8 (B, length, C, H, W)
     actions: Tensor  # float32 (B, length, A)
     rewards: Tensor  # float32 (B, length)
+    successes: Tensor  # float32 (B, length), NaN where it was not recorded
+
+
+class Starts(NamedTuple):
+    """Where dreams begin."""
+
+    frames: Tensor  # uint8 (B, K, C, H, W), stacks, oldest first
+    origins: list[Origin] | None  # of each; None where the seed of an episode was not recorded
 
 
 class _Queue:
@@ -134,10 +145,12 @@ class ReplayBuffer:
         self._frames = _allocate((self.num_slots, *frame_shape), memory_limit_bytes, scratch)
         self._actions = np.zeros((self.num_slots, action_dim), np.float32)
         self._rewards = np.zeros(self.num_slots, np.float32)
-        # Per slot: frames of its episode before it, decisions from it to the end, and how that came.
+        self._successes = np.full(self.num_slots, np.nan, np.float32)
+        # Per slot: frames of its episode before it, decisions from it to the end, whether it terminated.
         self._before = np.zeros(self.num_slots, np.int32)
         self._remaining = np.zeros(self.num_slots, np.int32)
         self._terminated = np.zeros(self.num_slots, bool)
+        self._seeds = np.full(self.num_slots, -1, np.int64)  # of the simulator's reset; -1 where it is not known
         self._clear()
 
     def _clear(self) -> None:
@@ -181,11 +194,14 @@ class ReplayBuffer:
         slots = (self._next_slot + np.arange(num_frames)) % self.num_slots
         deciding = slots[episode.prefix : -1]
         self._frames[slots] = episode.frames
-        self._actions[slots], self._rewards[slots] = 0.0, 0.0
+        self._actions[slots], self._rewards[slots], self._successes[slots] = 0.0, 0.0, np.nan
         self._actions[deciding], self._rewards[deciding] = episode.actions, episode.rewards
+        if episode.successes is not None:
+            self._successes[deciding] = episode.successes
         self._before[slots] = np.arange(num_frames)
         self._remaining[slots] = np.arange(num_frames)[::-1]
         self._terminated[slots] = episode.terminated
+        self._seeds[slots] = -1 if episode.seed is None else episode.seed
 
         span = _Span(self._next_slot, episode.prefix, decisions)
         self._episodes.append(span)
@@ -197,10 +213,12 @@ class ReplayBuffer:
 
     def _check(self, episode: Episode) -> None:
         decisions = len(episode.actions)
+        successes = [] if episode.successes is None else [("successes", np.float32, (decisions,))]
         expected = (
             ("frames", np.uint8, (episode.prefix + decisions + 1, *self._frames.shape[1:])),
             ("actions", np.float32, (decisions, self._actions.shape[1])),
             ("rewards", np.float32, (decisions,)),
+            *successes,
         )
         for name, dtype, shape in expected:
             value = getattr(episode, name)
@@ -265,6 +283,7 @@ class ReplayBuffer:
             frames=self._gather(slots),
             actions=torch.from_numpy(self._actions[slots]),
             rewards=torch.from_numpy(self._rewards[slots]),
+            successes=torch.from_numpy(self._successes[slots]),
         )
 
     def sample_stream(self, batch_size: int, length: int, newest: Sequence[int] = ()) -> StreamBatch:
@@ -292,13 +311,21 @@ class ReplayBuffer:
             slots=torch.from_numpy(slots),
         )
 
-    def sample_starts(self, batch_size: int) -> Tensor:
-        """Frame stacks uint8 (B, K, C, H, W), oldest first, at decisions drawn uniformly: where dreams begin.
+    def sample_starts(self, batch_size: int) -> Starts:
+        """Decisions drawn uniformly, for dreams to begin at.
 
         Raises:
             ReplayError: the buffer is empty.
         """
-        return self._stacks(self._draw(batch_size, length=2))
+        slots = self._draw(batch_size, length=2)
+        known = (self._seeds[slots] >= 0).all()
+        return Starts(self._stacks(slots), [self._origin(slot) for slot in slots] if known else None)
+
+    def _origin(self, slot: int) -> Origin:
+        """Of the decision at `slot`, in an episode without prefix frames."""
+        decision, remaining = int(self._before[slot]), int(self._remaining[slot])
+        actions = self._actions[(slot - decision + np.arange(decision + remaining)) % self.num_slots]
+        return Origin(int(self._seeds[slot]), actions, decision)
 
     def _draw(self, batch_size: int, length: int) -> np.ndarray:
         if length < 2:
@@ -333,6 +360,8 @@ class ReplayBuffer:
                 rewards=self._rewards[deciding],
                 terminated=bool(self._terminated[span.slot]),
                 prefix=span.prefix,
+                successes=None if np.isnan(self._successes[deciding]).any() else self._successes[deciding],
+                seed=None if self._seeds[span.slot] < 0 else int(self._seeds[span.slot]),
             )
 
     def state_dict(self, with_episodes: bool) -> dict[str, Any]:
@@ -351,6 +380,8 @@ class ReplayBuffer:
                     "rewards": torch.from_numpy(episode.rewards),
                     "terminated": episode.terminated,
                     "prefix": episode.prefix,
+                    "successes": None if episode.successes is None else torch.from_numpy(episode.successes),
+                    "seed": episode.seed,
                 }
                 for episode in held
             ]
@@ -365,8 +396,7 @@ class ReplayBuffer:
         if "episodes" in state:
             self._clear()
             for saved in state["episodes"]:
-                arrays = {name: saved[name].numpy() for name in ("frames", "actions", "rewards")}
-                self.add(Episode(**arrays, terminated=saved["terminated"], prefix=saved["prefix"]))
+                self.add(Episode(**{name: x.numpy() if isinstance(x, Tensor) else x for name, x in saved.items()}))
         self._generator.bit_generator.state = state["generator"]
 
 

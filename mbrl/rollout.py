@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from agents import Agent
-from mbrl.replay import Episode, ReplayBuffer, SegmentBatch
+from mbrl.replay import Episode, ReplayBuffer, SegmentBatch, Starts
 from world_model import Clips, WorldModel, imagine
 
 
@@ -26,8 +26,8 @@ def to_uint8(pictures: Tensor) -> Tensor:
 
 def to_clips(segments: SegmentBatch, device: torch.device) -> Clips:
     """Segments of a replay buffer as the world model wants them."""
-    frames, actions, rewards = (field.to(device, non_blocking=True) for field in segments)
-    return Clips(to_float(frames), actions, rewards)
+    frames, *rest = (field.to(device, non_blocking=True) for field in segments)
+    return Clips(to_float(frames), *rest)
 
 
 class RealClips:
@@ -44,7 +44,7 @@ class RealClips:
 def dream(
     world: WorldModel,
     agent: Agent,
-    starts: Tensor,
+    starts: Starts,
     horizon: int,
     decision: int,
     *,
@@ -55,19 +55,20 @@ def dream(
     """Let the agent act in the world model for `horizon` decisions, exploring as it does at `decision`.
 
     Args:
-        starts: uint8 (B, K, C, H, W), real frame stacks, oldest first.
+        starts: B real moments, see `ReplayBuffer.sample_starts`.
     Returns:
         B episodes of `horizon` decisions; their first K frames are real, K-1 of them prefix.
     """
-    stack = starts.shape[1]
+    stack = starts.frames.shape[1]
 
     def policy(frames: Tensor) -> Tensor:
         """The stack of the newest K of the frames so far, (B, K+t, C, H, W), decides."""
         return agent.act(to_uint8(frames[:, -stack:]).flatten(1, 2), decision, eval_mode=False)
 
     agent.begin_episode(eval_mode=False)
-    dreamt = imagine(world, to_float(starts.to(world.device)), policy, horizon, temperature, top_k, generator)
+    context = to_float(starts.frames.to(world.device))
+    dreamt = imagine(world, context, policy, horizon, temperature, top_k, generator, starts.origins)
     assert dreamt.rewards is not None, "make_world takes no model without a reward head"
-    frames = torch.cat([starts, to_uint8(dreamt.frames).cpu()], dim=1).numpy()  # (B, K + H, C, H, W)
+    frames = torch.cat([starts.frames, to_uint8(dreamt.frames).cpu()], dim=1).numpy()  # (B, K + H, C, H, W)
     actions, rewards = dreamt.actions.float().cpu().numpy(), dreamt.rewards.float().cpu().numpy()
     return [Episode(frames[i], actions[i], rewards[i], terminated=False, prefix=stack - 1) for i in range(len(frames))]

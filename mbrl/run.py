@@ -40,6 +40,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 from tqdm import tqdm
 
+import envs
 from mbrl import checkpoints
 from mbrl.checkpoints import Checkpoint
 from mbrl.identity import FREE_KEYS, differences, with_defaults
@@ -53,7 +54,8 @@ STATE = "run.json"  # the part of a checkpoint that belongs to the run itself
 LOCK = ".lock"
 LOG = "sweep.log"  # what a run that a sweep started printed
 SMOKE = "smoke"
-PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "metaworld", "dm-control", "hydra-core")
+SIMULATORS = tuple(dict.fromkeys(package for suite in envs.SUITES for package in suite.packages))
+PACKAGES = ("torch", "numpy", "gymnasium", *SIMULATORS, "hydra-core")
 KEEP_BOTH = "set variant=<name> to keep both, or remove the folder"
 
 

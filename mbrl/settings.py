@@ -170,10 +170,10 @@ def load(overrides: Sequence[str] = ()) -> Settings:
     preset = str(chosen["preset"])
     if preset == "auto":
         preset = "paper" if device == "cuda" else "small"
-    suite = task.split("/")[0] if "/" in task else "metaworld"
+    own_files = [name for name in (task, envs.suite_of(task).name) if name in _names("tasks")]
     files = {
         "protocols": _file("protocol", "protocols", str(chosen["protocol"])),
-        "tasks": task if task in _names("tasks") else suite,
+        **({"tasks": own_files[0]} if own_files else {}),  # a suite needs none
         "presets": _file("preset", "presets", preset),
         "agents": _file("agent", "agents", str(chosen["agent"])),
     }
@@ -211,6 +211,8 @@ def _stop_for_help(overrides: Sequence[str], config: str, files: Mapping[str, st
 def _compose(config: str, files: Mapping[str, str], words: Sequence[Override]) -> dict[str, Any]:
     """Hydra's composition of `configs/<config>.yaml`, the chosen file of each group and the user's words."""
     groups = [f"{group}={name}" for group, name in files.items()]
+    if config == "config" and "tasks" not in files:
+        groups.append("~tasks")
     try:
         with initialize_config_dir(config_dir=str(CONFIG_DIR), version_base="1.3"):
             return _container(compose(config, overrides=[*groups, *(word.input_line or "" for word in words)]))

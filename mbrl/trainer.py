@@ -115,7 +115,7 @@ class Trainer:
         s = self.settings
         seed = stream_seed(s.seed, "demonstrations")
         collected = demonstrations.collect(s.task, s.demonstrations, seed, **environment_keywords(s))
-        return [Episode(d.frames, d.actions, d.rewards, terminated=False) for d in collected]
+        return [Episode(d.frames, d.actions, d.rewards, False, successes=d.successes, seed=d.seed) for d in collected]
 
     def clone(self, agent: BehaviourCloner) -> None:
         """Behaviour cloning before the first frame."""

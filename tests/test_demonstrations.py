@@ -48,7 +48,7 @@ def test_the_bonus_is_what_a_success_adds():
 def test_same_seed_same_demonstrations():
     one, two, other = (collect("toy/reach", 3, seed=seed) for seed in (4, 4, 5))
     for a, b in zip(one, two, strict=True):
-        assert all((x == y).all() for x, y in zip(a, b, strict=True))
+        assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
     assert (one[0].frames != one[1].frames).any()
     assert (one[0].frames != other[0].frames).any()
 

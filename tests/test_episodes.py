@@ -18,14 +18,16 @@ def episode(number, decisions=5, prefix=0):
         generator.random(decisions, dtype=np.float32),
         terminated=number % 2 == 1,
         prefix=prefix,
+        successes=(generator.random(decisions) < 0.5).astype(np.float32),
+        seed=2**31 - 1 - number,
     )
 
 
 def assert_equal(a, b):
-    for name in ("frames", "actions", "rewards"):
+    for name in ("frames", "actions", "rewards", "successes"):
         assert getattr(a, name).dtype == getattr(b, name).dtype
         np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
-    assert (a.terminated, a.prefix) == (b.terminated, b.prefix)
+    assert (a.terminated, a.prefix, a.seed) == (b.terminated, b.prefix, b.seed)
 
 
 def test_round_trip(tmp_path):
@@ -38,7 +40,21 @@ def test_round_trip(tmp_path):
     assert loaded.terminated is False
 
 
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "garbage", "missing", "mismatched"])
+def test_a_file_from_before_successes_and_seeds_were_recorded(tmp_path):
+    store, written = EpisodeStore(tmp_path), episode(0, prefix=2)
+    fields = {name: getattr(written, name) for name in ("frames", "actions", "rewards", "terminated", "prefix")}
+    np.savez_compressed(store.path(0), **fields)
+    (loaded,) = store.load([0])
+    assert loaded.successes is None
+    assert loaded.seed is None
+    np.testing.assert_array_equal(loaded.frames, written.frames)
+    store.save(1, loaded)  # and it can be written again
+    (again,) = store.load([1])
+    assert again.successes is None
+    assert again.seed is None
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "garbage", "missing", "mismatched", "successes"])
 def test_a_damaged_file_is_skipped_by_name(tmp_path, damage):
     store = EpisodeStore(tmp_path)
     for number in range(3):
@@ -56,6 +72,8 @@ def test_a_damaged_file_is_skipped_by_name(tmp_path, damage):
         path.write_bytes(b"no episode at all" * 50)
     elif damage == "missing":
         path.unlink()
+    elif damage == "successes":
+        store.save(1, episode(1)._replace(successes=np.zeros(2, np.float32)))
     else:
         store.save(1, episode(1)._replace(actions=np.zeros((2, 2), np.float32)))
     with pytest.warns(UserWarning, match="000001.npz") as warned:

@@ -104,12 +104,12 @@ def test_segments_are_aligned_and_reach_the_last_frame(prefix):
 def test_starts_are_full_stacks():
     replay = buffer()
     replay.add(coded_episode(1, 4))
-    numbers, index = frame_numbers(replay.sample_starts(64))
+    numbers, index = frame_numbers(replay.sample_starts(64).frames)
     assert index.shape == (64, 3)
     assert {tuple(row) for row in index.tolist()} == {(0, 0, 0), (0, 0, 1), (0, 1, 2), (1, 2, 3)}
     replay = buffer()
     replay.add(coded_episode(1, 2, prefix=2))
-    _, index = frame_numbers(replay.sample_starts(64))
+    _, index = frame_numbers(replay.sample_starts(64).frames)
     assert {tuple(row) for row in index.tolist()} == {(254, 255, 0), (255, 0, 1)}
 
 

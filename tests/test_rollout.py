@@ -18,7 +18,7 @@ from mbrl import mbpo
 from mbrl.collector import Collector
 from mbrl.evaluate import Evaluation
 from mbrl.mbpo import MBPO
-from mbrl.replay import Episode, ReplayBuffer
+from mbrl.replay import Episode, ReplayBuffer, Starts
 from mbrl.rollout import dream, to_float, to_uint8
 from mbrl.run import Run, stream_seed
 from mbrl.settings import load
@@ -97,7 +97,7 @@ def buffer(**changes: Any) -> ReplayBuffer:
     return ReplayBuffer(1000, (3, SIZE, SIZE), 2, **settings)
 
 
-def dreams(learner: StubWorld, agent: Any, starts: Tensor) -> list[Episode]:
+def dreams(learner: StubWorld, agent: Any, starts: Starts) -> list[Episode]:
     generator = torch.Generator().manual_seed(0)
     return dream(learner, agent, starts, HORIZON, 7, temperature=1.0, top_k=100, generator=generator)
 
@@ -119,7 +119,7 @@ def test_a_dream_lines_up_in_a_replay_buffer(nstep: int) -> None:
     agent = Coder()
     starts = real.sample_starts(32)
     episodes = dreams(StubWorld(count_on), agent, starts)
-    for start, episode in zip(starts, episodes, strict=True):
+    for start, episode in zip(starts.frames, episodes, strict=True):
         assert episode.prefix == STACK - 1
         assert episode.frames.shape == (STACK + HORIZON, 3, SIZE, SIZE)
         assert np.array_equal(episode.frames[:STACK], start.numpy())
@@ -149,7 +149,7 @@ def test_the_actor_sees_the_same_numbers_of_a_real_and_of_an_imagined_copy() -> 
     real.add(Episode(pictures, np.zeros((11, 2), np.float32), np.zeros(11, np.float32), terminated=False))
     start = torch.from_numpy(pictures[2:5])[None]  # uint8 (1, K, 3, H, W)
     agent = Coder()
-    for episode in dreams(StubWorld(stand_still), agent, start):
+    for episode in dreams(StubWorld(stand_still), agent, Starts(start, None)):
         imagined.add(episode)
     assert len(agent.seen) == HORIZON
     for obs in (*agent.seen, *imagined.sample(20).obs[:, None]):

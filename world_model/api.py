@@ -27,7 +27,8 @@ class Origin(NamedTuple):
     """The decision of a recorded episode that a dream begins at: all that restoring a simulator there needs."""
 
     seed: int  # of the simulator's reset
-    actions: np.ndarray  # float32 (i, A), taken since then
+    actions: np.ndarray  # float32 (T, A), of the whole episode
+    decision: int  # of its T; those before it were taken
 
 
 class Step(Protocol):
@@ -111,7 +112,7 @@ class Clips(NamedTuple):
 
 
 def is_due(frame: int, every_frames: int, action_repeat: int) -> bool:
-    """Whether a multiple of `every_frames` was reached with the decision of `action_repeat` frames that ended at `frame`."""
+    """Whether a multiple of `every_frames` was reached with the decision that ended at `frame`."""
     return frame // every_frames > (frame - action_repeat) // every_frames
 
 

@@ -21,18 +21,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import envs
-from mbrl.report.results import Curve, suite
+from mbrl.report.results import Curve
 from mbrl.settings import UserError
 
 DREAMERV3 = "DreamerV3's files: scores as logged; action repeat and episodes behind each are not stated"
 TDMPC2 = "TD-MPC2's files: from states; action repeat 2; success at the last step; unit of `step` not stated"
 TDMPC2_PIXELS = TDMPC2.replace("states", "pixels")
 DRQV2 = "DrQ-v2's files: from pixels; action repeat 2; 10 evaluation episodes"
-HIGHEST_RETURN = 1000.0  # of every DM Control task
 MOST_POINTS, BINS = 100, 50  # a run with one score for each episode is averaged in bins
-# How others begin the names of a suite's tasks; the first is what our export writes. By default the suite's own name.
-PREFIXES = {"dm_control": ("dmc-", ""), "metaworld": ("metaworld-", "mw-")}
-OTHER_NAMES = {"ball-in-cup-catch": "cup-catch"}
+PREFIXES = {f"{prefix}-" if prefix else "": suite for suite in envs.SUITES for prefix in suite.prefixes}
+OTHER_NAMES = {"cup-catch": "ball-in-cup-catch"}
 
 Note = Callable[[str], None]
 
@@ -80,18 +78,13 @@ def read_file(path: Path, wanted: frozenset[str], note: Note) -> list[Curve] | N
     return None
 
 
-def published_names() -> dict[str, str]:
-    """Names that others, or our export, give to the tasks of `envs` (hyphens for underscores) -> our names."""
-    names: dict[str, str] = {}
-    for task in envs.task_names():
-        tail = task.split("/")[-1]
-        for prefix in _prefixes(task):
-            names |= {prefix + tail: task, prefix + OTHER_NAMES.get(tail, tail): task}
-    return names
-
-
-def _prefixes(task: str) -> tuple[str, ...]:
-    return PREFIXES.get(suite(task), (f"{suite(task).replace('_', '-')}-",))
+def task_name(published: str) -> str | None:
+    """Our name of a task that others call `dmc_walker_walk`, `walker-walk`, `mw-hammer`, ...; None without one."""
+    name = published.replace("_", "-")
+    prefix = max(filter(name.startswith, PREFIXES), key=len)  # "" is among them
+    suite, tail = PREFIXES[prefix], name.removeprefix(prefix)
+    own_name = OTHER_NAMES.get(tail, tail)
+    return suite.full_name(own_name) if own_name in suite.tasks else None
 
 
 def _dreamerv3_scores(path: Path) -> list[Row]:
@@ -139,9 +132,9 @@ def _curves(
 ) -> list[Curve]:
     """One curve for each task, method and seed; scores on a scale of 0 to 1."""
     runs: dict[tuple[str, str, str], list[Row]] = {}
-    names, unknown = published_names(), set()
+    unknown = set()
     for row in rows:
-        task = names.get(row.task.replace("_", "-"))
+        task = task_name(row.task)
         if task is None:
             unknown.add(row.task)
         elif not wanted or task in wanted:
@@ -156,7 +149,7 @@ def _curves(
         table = np.array([row[3:] for row in sorted(run, key=lambda row: row.frame)])  # (points, frame score hour)
         if len(table) > MOST_POINTS:
             table = _binned(table, ends[task] / BINS)
-        scores = table[:, 1] / HIGHEST_RETURN if suite(task) == "dm_control" else table[:, 1]
+        scores = table[:, 1] / _full_score(task)
         if not np.isfinite(table[:, :2]).all():
             raise UserError(f"{path}: {task} has a score that is no finite number")
         if len(np.unique(table[:, 0])) < len(table):
@@ -181,6 +174,12 @@ def _curves(
     return curves
 
 
+def _full_score(task: str) -> float:
+    """What a published score of 1.0 on our scale reads: the highest return, or 1 for success rates."""
+    suite = envs.suite_of(task)
+    return 1.0 if suite.highest_reward is None else suite.highest_reward * suite.episode_frames
+
+
 def _binned(table: np.ndarray, width: float) -> np.ndarray:
     """Means within bins of `width` frames, each at its right edge; empty bins are left out."""
     bins = np.ceil(np.maximum(table[:, 0], 1e-9) / width)
@@ -192,13 +191,13 @@ def _binned(table: np.ndarray, width: float) -> np.ndarray:
 def write_dreamerv3(curves: Sequence[Curve], folder: Path) -> None:
     """Curves as DreamerV3 keeps them: a scores.jsonl for each run, which its plot.py draws, and all in scores.json.gz.
 
-    Scores are success rates, or returns in DM Control. Names have no hyphens, because plot.py splits at them.
+    Scores are success rates, or returns in suites without success. Names have no hyphens: plot.py splits at them.
     """
     records = []
     for curve in curves:
-        task = (_prefixes(curve.task)[0] + curve.task.split("/")[-1]).replace("-", "_")
+        task = f"{envs.suite_of(curve.task).prefixes[0]}_{curve.task.split('/')[-1].replace('-', '_')}"
         method = curve.method.replace("-", "_")
-        scores = curve.scores * (HIGHEST_RETURN if suite(curve.task) == "dm_control" else 1.0)
+        scores = curve.scores * _full_score(curve.task)
         xs, ys = [int(frame) for frame in curve.frames], [round(float(score), 6) for score in scores]
         records.append({"task": task, "method": method, "seed": int(curve.seed), "xs": xs, "ys": ys})
         run = folder / f"run-{task}-{method}-{curve.seed}"

@@ -11,8 +11,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from mbrl.report import figures, tables
 from mbrl.report.comparison import ALL, Comparison, Row
 from mbrl.report.figures import DARK, LIGHT, Style, svg
-from mbrl.report.results import VERSIONS
 from mbrl.report.stats import CONFIDENCE, MIN_RUNS, Estimate
+from mbrl.run import SIMULATORS
 
 VIDEOS = "videos/eval-episodes-*.gif"
 SMALL = (3.1, 2.1)  # inches of a task's panel
@@ -33,7 +33,7 @@ def document(comparison: Comparison, notes: Sequence[str], score: str, made_by: 
     """The whole page. `score` is what the scores are, `made_by` the command that repeats it."""
     rows, style = comparison.rows(), Style(comparison, svg=True)
     curves = [curve for cell in comparison.cells.values() for curve in cell.curves]
-    versions = {f"{key} {value}" for curve in curves for key, value in curve.rules.items() if key in VERSIONS}
+    versions = {f"{key} {value}" for curve in curves for key, value in curve.rules.items() if key in SIMULATORS}
     return PAGE.get_template("page.html").render(
         comparison=comparison,
         number={method: number for number, method in enumerate(comparison.methods)},

@@ -17,28 +17,18 @@ from typing import Any
 import numpy as np
 import yaml
 
-from envs import dmcontrol, metaworld, toy
+import envs
 from mbrl.identity import BETWEEN_SEEDS, differences, uses, with_defaults
 from mbrl.logger import EVAL, EVAL_COLUMNS
 from mbrl.report.stats import Array
-from mbrl.run import CONFIG, PROVENANCE
+from mbrl.run import CONFIG, PROVENANCE, SIMULATORS
 from mbrl.settings import UserError, flatten
 
-# What the simulator of a task is made of; other versions of these are other tasks.
-SIMULATORS = {"metaworld": ("metaworld", "mujoco"), "dm_control": ("dm-control", "mujoco"), "toy": ()}
-# How long a suite's episodes are where a config says null.
-EPISODE_FRAMES = {
-    "metaworld": metaworld.EPISODE_FRAMES,
-    "dm_control": dmcontrol.EPISODE_FRAMES,
-    "toy": toy.EPISODE_FRAMES,
-}
-VERSIONS = ("metaworld", "dm-control", "mujoco")
-EVERYWHERE = ("protocol", "action_repeat", *VERSIONS)
+EVERYWHERE = ("protocol", "action_repeat", *SIMULATORS)
 WITHIN_A_TASK = ("success_bonus", "demonstrations", "episode_frames")
 # Weights that were pre-trained on other tasks of a suite that agents are judged on.
 IN_DOMAIN = {"world_model/pretrained/small": "metaworld"}
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C it is ten times as quick, and there are many runs
-RETURN_PER_FRAME = 1.0  # the most that a DM Control task pays
 
 
 class NothingThere(UserError):
@@ -53,7 +43,7 @@ class Curve:
     method: str
     seed: str
     frames: Array  # (P,)
-    scores: Array  # (P,), 0 to 1: success rate, or the share of DM Control's highest return
+    scores: Array  # (P,), 0 to 1: success rate, or the share of the highest return
     minutes: Array | None  # (P,) of training until then
     episodes: int  # behind each score; 0 where nobody says
     source: Path
@@ -75,17 +65,15 @@ def given(curve: Curve) -> list[str]:
     if config.get("world_model.kind") == "simulator" and uses(agent, "world_model.kind"):
         found.append("the simulator itself as world model")
     elif pretrained != "none" and uses(agent, "world_model.pretrained"):
-        domain = "in-domain " if IN_DOMAIN.get(pretrained) == suite(curve.task) else ""
+        domain = "in-domain " if IN_DOMAIN.get(pretrained) == envs.suite_of(curve.task).name else ""
         found.append(f"{domain}pre-training of the world model ({pretrained})")
-    if demonstrations and str(config.get("drqv2.guide_schedule", "0")) != "0" and uses(agent, "drqv2.guide_schedule"):
+    # Runs before bc_schedule called it guide_schedule.
+    cloning = config.get("drqv2.bc_schedule", config.get("drqv2.guide_schedule", "0"))
+    if demonstrations and str(cloning) != "0" and uses(agent, "drqv2.bc_schedule"):
         found.append("behaviour cloning")
     if demonstrations:
         found.append(f"{demonstrations} demonstrations in the replay buffer")
     return found
-
-
-def suite(task: str) -> str:
-    return task.split("/")[0] if "/" in task else "metaworld"
 
 
 def find(patterns: Sequence[str], left_out: Path) -> tuple[list[Path], list[Path], list[Path]]:
@@ -137,14 +125,15 @@ def read_run(folder: Path, note: Callable[[str], None]) -> Curve:
     frames, wall_time = rows["frame"], rows["wall_time_s"]
     if np.any(np.diff(frames) <= 0):
         raise UserError(f"{folder / EVAL}: its frames do not rise; leave this run out or remove its folder")
-    config["episode_frames"] = config.get("episode_frames") or EPISODE_FRAMES.get(suite(task))
-    if suite(task) == "dm_control":
-        scores = rows["episode_return"] / (RETURN_PER_FRAME * float(config["episode_frames"]))
-    else:
+    suite = envs.suite_of(task)
+    config["episode_frames"] = config.get("episode_frames") or suite.episode_frames
+    if suite.highest_reward is None:
         scores = rows["success_rate"]
+    else:
+        scores = rows["episode_return"] / (suite.highest_reward * float(config["episode_frames"]))
     versions, machine = _provenance(folder)
     rules = {key: str(config.get(key)) for key in ("protocol", "action_repeat", *WITHIN_A_TASK)}
-    rules |= {name: versions.get(name, "unknown") for name in SIMULATORS.get(suite(task), ())}
+    rules |= {name: versions.get(name, "unknown") for name in suite.packages}
     variant = config.get("variant") or ""
     return Curve(
         task=task,
@@ -211,7 +200,7 @@ def _provenance(folder: Path) -> tuple[dict[str, str], str]:
     """Versions and machine of a run. Where a restart changed one, all of them: that run is comparable with none."""
     try:
         starts = json.loads((folder / PROVENANCE).read_text())["starts"]
-        packages = {name: sorted({str(start["versions"].get(name)) for start in starts}) for name in VERSIONS}
+        packages = {name: sorted({str(start["versions"].get(name)) for start in starts}) for name in SIMULATORS}
         machines = {f"{start['machine']['cpus']} CPUs, {start['machine']['gpu'] or 'no GPU'}" for start in starts}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}, "unknown machine"
