@@ -1,9 +1,13 @@
-"""Acting: the training environment, played one decision at a time.
+"""Episodes as they are played: for training, evaluation, demonstrations and data sets alike.
 
-A finished episode is written to disk and enters the replay buffer whole. Every episode begins from a seed of its own
-(`stream_seed(seed, "episode", index)`), so a run that continues at the end of an episode needs nothing else of the
+A finished training episode is written to disk and enters the replay buffer whole. Every one begins from a seed of its
+own (`stream_seed(seed, "episode", index)`), so a run that continues at the end of an episode needs nothing else of the
 environment. `frame` is the public clock: simulator frames of training, evaluation not counted.
 """
+
+import warnings
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,20 +18,108 @@ from mbrl.episodes import EpisodeStore
 from mbrl.replay import Episode, ReplayBuffer
 from mbrl.run import Run, stream_seed
 
+ATTEMPTS = 10  # episodes a demonstration; the experts of the paper's six tasks succeed nearly every time
+
+
+class EpisodeRecorder:
+    """Plays one episode after the other and keeps what happens in it."""
+
+    def __init__(self, env: envs.PixelEnv) -> None:
+        self.env = env
+        self.over = True  # whether no episode is under way
+
+    def begin(self, seed: int | None = None) -> np.ndarray:
+        """Start an episode; the first observation, uint8 (C, H, W)."""
+        self.obs, info = self.env.reset(seed=seed)
+        self._seed, self.over, self._terminated = info["seed"], False, False
+        self._frames, self._actions = [self.obs[-3:]], list[np.ndarray]()
+        self._rewards, self._successes = list[float](), list[float]()
+        return self.obs
+
+    def step(self, action: np.ndarray) -> np.ndarray:
+        """Take a decision; the next observation."""
+        self.obs, reward, self._terminated, truncated, info = self.env.step(action)
+        self._frames.append(self.obs[-3:])
+        self._actions.append(action)
+        self._rewards.append(reward)
+        self._successes.append(info["success"])
+        self.over = self._terminated or truncated
+        return self.obs
+
+    def episode(self) -> Episode:
+        """What was recorded since `begin`."""
+        return Episode(
+            np.stack(self._frames),
+            np.stack(self._actions).astype(np.float32),
+            np.asarray(self._rewards, np.float32),
+            self._terminated,
+            successes=np.asarray(self._successes, np.float32),
+            seed=self._seed,
+        )
+
+
+def record(env: envs.PixelEnv, act: Callable[[np.ndarray], np.ndarray], seed: int | None = None) -> Episode:
+    """One whole episode under `act`, which turns an observation into an action."""
+    recorder = EpisodeRecorder(env)
+    obs = recorder.begin(seed)
+    while not recorder.over:
+        obs = recorder.step(act(obs))
+    return recorder.episode()
+
+
+def expert_action(env: envs.PixelEnv) -> np.ndarray:
+    """What the scripted expert of the task does now: float32 (A,) in [-1, 1]."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the experts of Meta-world warn whenever they exceed [-1, 1]
+        return env.simulator.expert_action(env.action_repeat)  # type: ignore[attr-defined]
+
+
+def collect_demonstrations(task: str, episodes: int, seed: int, **make_keywords: Any) -> list[Episode]:
+    """Let the scripted expert of a task play until `episodes` episodes with a success are there.
+
+    An episode does not stop at success, and an expert's action is held for a whole decision as an agent's is. The
+    result depends on the arguments alone. The paper's protocol puts five demonstrations into the replay buffer of every
+    method (iVideoGPT, App. A.5).
+
+    Args:
+        seed: begins the stream of reset seeds, from which the goals follow.
+        make_keywords: passed on to `envs.make`.
+    Raises:
+        envs.NoExpert: the task has none (the DM Control suite never has).
+        envs.ExpertFailed: fewer than one episode in ten contains a success.
+    """
+    env = envs.make(task, seed, **make_keywords)
+    try:
+        if not hasattr(env.simulator, "expert_action"):
+            raise envs.NoExpert(f"{task!r} has no scripted expert: set demonstrations=0")
+        kept: list[Episode] = []
+        attempts = episodes * ATTEMPTS
+        for _ in range(attempts):
+            if len(kept) == episodes:
+                break
+            episode = record(env, lambda obs: expert_action(env))
+            if episode.successes is not None and episode.successes.any():
+                kept.append(episode)
+    finally:
+        env.close()
+    if len(kept) < episodes:
+        raise envs.ExpertFailed(
+            f"the scripted expert of {task!r} succeeded in {len(kept)} of {attempts} episodes, "
+            f"{episodes} demonstrations were asked for: ask for fewer, or set demonstrations=0"
+        )
+    return kept
+
 
 class Collector:
+    """Acting for training, one decision at a time."""
+
     def __init__(self, env: envs.PixelEnv, run: Run, replay: ReplayBuffer) -> None:
         self.env, self.replay = env, replay
         self.frame = 0
         self.stored = 0  # episodes on disk, demonstrations included
         self._run, self._store = run, EpisodeStore(run.folder / "replay")
         self._played = 0  # training episodes
-        self._obs: np.ndarray | None = None
-        self._frames: list[np.ndarray] = []
-        self._actions: list[np.ndarray] = []
-        self._rewards: list[float] = []
-        self._successes: list[float] = []
-        self._seed = 0  # of the simulator, in the episode under way
+        self._recorder = EpisodeRecorder(env)
 
     @property
     def decision(self) -> int:
@@ -36,7 +128,7 @@ class Collector:
 
     @property
     def between_episodes(self) -> bool:
-        return self._obs is None
+        return self._recorder.over
 
     def add(self, episode: Episode) -> None:
         """Keep an episode, on disk and in the replay buffer."""
@@ -46,29 +138,21 @@ class Collector:
 
     def act(self, agent: Agent) -> None:
         """One decision of `agent`, exploring."""
-        if self._obs is None:
-            self._obs, info = self.env.reset(seed=stream_seed(self._run.settings.seed, "episode", self._played))
-            self._seed = info["seed"]
-            self._frames, self._actions, self._rewards, self._successes = [self._obs[-3:]], [], [], []
+        recorder = self._recorder
+        if recorder.over:
+            recorder.begin(stream_seed(self._run.settings.seed, "episode", self._played))
             agent.begin_episode(eval_mode=False)
-        action = agent.act(torch.from_numpy(self._obs)[None], self.decision, eval_mode=False)[0].float().cpu().numpy()
-        self._obs, reward, terminated, truncated, info = self.env.step(action)
-        self._frames.append(self._obs[-3:])
-        self._actions.append(action)
-        self._rewards.append(reward)
-        self._successes.append(info["success"])
+        obs = torch.from_numpy(recorder.obs)[None]
+        recorder.step(agent.act(obs, self.decision, eval_mode=False)[0].float().cpu().numpy())
         self.frame += self.env.action_repeat
-        if terminated or truncated:
-            self._finish(terminated)
-
-    def _finish(self, terminated: bool) -> None:
-        rewards = np.asarray(self._rewards, np.float32)
-        successes = np.asarray(self._successes, np.float32)
-        actions = np.stack(self._actions).astype(np.float32)
-        self.add(Episode(np.stack(self._frames), actions, rewards, terminated, successes=successes, seed=self._seed))
-        self._run.log_episode(self.frame, self._played, float(rewards.sum()), float(successes.max()))
-        self._played += 1
-        self._obs = None
+        if recorder.over:
+            episode = recorder.episode()
+            self.add(episode)
+            assert episode.successes is not None
+            self._run.log_episode(
+                self.frame, self._played, float(episode.rewards.sum()), float(episode.successes.max())
+            )
+            self._played += 1
 
     def state(self) -> dict[str, int]:
         """The counters; an episode under way is not among them."""

@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import torch
 from tqdm import tqdm
 
+from envs import suite_of
 from mbrl.command import command
 from mbrl.mixture import load_mixture
 from mbrl.scripted import ScriptedPlay, chosen_tasks
@@ -173,7 +174,7 @@ def plan(settings: DataSettings, reader: Reader, total: int, ahead: int, workers
     )
     size = f" ({s.image_size}x{s.image_size} pixels)"
     if s.source == "metaworld":
-        frames = (s.episode_frames or envs.suite_of(s.tasks[0]).episode_frames) // s.action_repeat + 1
+        frames = (s.episode_frames or suite_of("metaworld/").episode_frames) // s.action_repeat + 1
         size = f" (about {ahead * frames * 3 * s.image_size**2 / 1e9:.2g} GB, {s.image_size}x{s.image_size} pixels)"
     return f"{source}: {ahead} of {total} {reader.unit}s to make{size}, in {workers} processes, into {s.out}"
 

@@ -15,6 +15,7 @@ import envs
 from agents import Agent
 from mbrl import checkpoints
 from mbrl.build import make_agent, make_env
+from mbrl.collector import record
 from mbrl.command import command
 from mbrl.identity import FREE_KEYS
 from mbrl.replay import Episode
@@ -35,22 +36,15 @@ class Evaluation(NamedTuple):
 
 def play(agent: Agent, env: envs.PixelEnv, decision: int, seeds: Iterable[int]) -> Evaluation:
     """One episode for each seed; `decision` is how far training is."""
-    episodes, successes = [], []
+
+    def act(obs: np.ndarray) -> np.ndarray:
+        return agent.act(torch.from_numpy(obs)[None], decision, eval_mode=True)[0].float().cpu().numpy()
+
+    episodes = []
     for seed in seeds:
-        obs, _ = env.reset(seed=seed)
         agent.begin_episode(eval_mode=True)
-        frames, actions, rewards, success, over, terminated = [obs[-3:]], [], [], 0.0, False, False
-        while not over:
-            action = agent.act(torch.from_numpy(obs)[None], decision, eval_mode=True)[0].float().cpu().numpy()
-            obs, reward, terminated, truncated, info = env.step(action)
-            frames.append(obs[-3:])
-            actions.append(action)
-            rewards.append(reward)
-            success = max(success, info["success"])
-            over = terminated or truncated
-        rewards_ = np.asarray(rewards, np.float32)
-        episodes.append(Episode(np.stack(frames), np.stack(actions).astype(np.float32), rewards_, terminated))
-        successes.append(success)
+        episodes.append(record(env, act, seed))
+    successes = [float(episode.successes.max()) for episode in episodes if episode.successes is not None]
     returns = [float(episode.rewards.sum()) for episode in episodes]
     return Evaluation(float(np.mean(returns)), float(np.mean(successes)), episodes, successes)
 

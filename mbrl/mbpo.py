@@ -38,7 +38,7 @@ class MBPO(Trainer):
         # A random policy fills the real replay; first training of the world model; first dreams.
         while self.frame < s.num_seed_frames:
             self.act(self.seed_agent)
-        if not self.initialised:
+        if self.imagines and not self.initialised:
             with self.background.alone():
                 for i in trange(s.initial_model_updates, desc="first training of the world model", leave=False):
                     self.learn_world(frame=None)
@@ -52,12 +52,13 @@ class MBPO(Trainer):
 
         while self.frame < s.num_train_frames:
             # Learn the world.
-            self.learn_world(self.frame)
+            if self.imagines:
+                self.learn_world(self.frame)
             # Learn to act, from reality and dreams.
             for _ in range(self.updates_due()):
                 self.learn_to_act(self.agent_batch(self.mixed_batch))
             # Dream.
-            if self.due(s.rollout_every_frames):
+            if self.imagines and self.due(s.rollout_every_frames):
                 self.dream(self.agent)
             # Act.
             self.act(self.agent)
@@ -75,6 +76,7 @@ class MBPO(Trainer):
         self.imagined: ReplayBuffer = self.make_buffer("imagined", decisions, s.rollout_horizon)
         self.generator = torch.Generator(self.device).manual_seed(stream_seed(s.seed, "dreams"))
         self.initialised = False
+        self.imagines = s.real_ratio < 1  # otherwise nothing would learn from dreams: no world model is needed
         self.background = Background(self.device)
 
     def learn_world(self, frame: int | None) -> None:
@@ -98,8 +100,6 @@ class MBPO(Trainer):
     def dream(self, agent: Agent) -> None:
         """Roll the world model out from real states, under `agent`, into the imagined buffer."""
         s = self.settings
-        if s.real_ratio == 1:
-            return  # nothing would learn from it
         with self.still_world(), self.run.timed("dream_s"):
             episodes = dream(
                 self.world,
@@ -130,6 +130,8 @@ class MBPO(Trainer):
 
     def evaluate(self) -> Evaluation:
         """Also holds the world model against the evaluation episodes, which it never trained on."""
+        if not self.imagines:
+            return super().evaluate()
         s = self.settings
         seed = stream_seed(s.seed, "validation", self.frame)
         with self.still_world():

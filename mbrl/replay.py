@@ -396,7 +396,8 @@ class ReplayBuffer:
         if "episodes" in state:
             self._clear()
             for saved in state["episodes"]:
-                self.add(Episode(**{name: x.numpy() if isinstance(x, Tensor) else x for name, x in saved.items()}))
+                arrays: dict[str, Any] = {k: x.numpy() if isinstance(x, Tensor) else x for k, x in saved.items()}
+                self.add(Episode(**arrays))
         self._generator.bit_generator.state = state["generator"]
 
 

@@ -6,7 +6,6 @@ its task, number and seed alone.
 """
 
 import dataclasses
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -15,6 +14,7 @@ import numpy as np
 
 import envs
 from envs.metaworld import PAPER_TASKS, TASKS
+from mbrl.collector import expert_action, record
 from mbrl.run import stream_seed
 from mbrl.settings import UserError
 from world_model.data import Recording
@@ -85,19 +85,8 @@ def play(env: Any, task: str, seed: int, episode: int) -> Recording:
     """The `episode`-th episode of a task."""
     generator = np.random.default_rng(stream_seed(seed, "behaviour", task, episode))
     act = _behaviour(env, BEHAVIOURS[episode % len(BEHAVIOURS)], generator)
-    obs, _ = env.reset(seed=stream_seed(seed, "data", task, episode))
-    frames, actions, rewards, successes, over = [obs], [], [], [], False
-    while not over:
-        action = act().clip(-1, 1).astype(np.float32)
-        obs, reward, terminated, truncated, info = env.step(action)
-        frames.append(obs)
-        actions.append(action)
-        rewards.append(reward)
-        successes.append(info["success"])
-        over = terminated or truncated
-    return Recording(
-        np.stack(frames), np.stack(actions), np.array(rewards, np.float32), np.array(successes, np.float32)
-    )
+    played = record(env, lambda obs: act().clip(-1, 1).astype(np.float32), stream_seed(seed, "data", task, episode))
+    return Recording(played.frames, played.actions, played.rewards, played.successes)
 
 
 def _behaviour(env: Any, name: str, generator: np.random.Generator) -> Callable[[], np.ndarray]:
@@ -117,8 +106,6 @@ def _behaviour(env: Any, name: str, generator: np.random.Generator) -> Callable[
     noise = generator.uniform(0, MAX_NOISE)
 
     def expert() -> np.ndarray:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the experts of Meta-world warn whenever they exceed [-1, 1]
-            return env.simulator.expert_action(env.action_repeat) + noise * generator.normal(size=size)
+        return expert_action(env) + noise * generator.normal(size=size)
 
     return expert

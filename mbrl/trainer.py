@@ -11,9 +11,8 @@ import torch
 from tqdm import tqdm
 
 from agents import Agent, BehaviourCloner, Noisy, StreamBatch, TransitionBatch, Uniform, parse_schedule
-from envs import demonstrations
 from mbrl.build import environment_keywords, make_agent, make_buffer, make_env
-from mbrl.collector import Collector
+from mbrl.collector import Collector, collect_demonstrations
 from mbrl.evaluate import Evaluation, play
 from mbrl.replay import Episode, ReplayBuffer
 from mbrl.run import Run, stream_seed
@@ -114,8 +113,7 @@ class Trainer:
     def _demonstrate(self) -> list[Episode]:
         s = self.settings
         seed = stream_seed(s.seed, "demonstrations")
-        collected = demonstrations.collect(s.task, s.demonstrations, seed, **environment_keywords(s))
-        return [Episode(d.frames, d.actions, d.rewards, False, successes=d.successes, seed=d.seed) for d in collected]
+        return collect_demonstrations(s.task, s.demonstrations, seed, **environment_keywords(s))
 
     def clone(self, agent: BehaviourCloner) -> None:
         """Behaviour cloning before the first frame."""

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 import envs
-from envs import demonstrations, toy
-from envs.demonstrations import collect
+from envs import toy
+from mbrl import collector
+from mbrl.collector import collect_demonstrations as collect
 
 
 def test_a_demonstration_replays_in_its_environment():
@@ -54,17 +55,17 @@ def test_same_seed_same_demonstrations():
 
 
 def test_only_episodes_with_a_success_are_kept(monkeypatch):
-    play = demonstrations._play
+    record = collector.record
     played = []
 
-    def every_other_fails(env, expert):
-        episode = play(env, expert)
+    def every_other_fails(*given):
+        episode = record(*given)
         if len(played) % 2 == 0:
             episode = episode._replace(successes=np.zeros_like(episode.successes))
         played.append(episode)
         return episode
 
-    monkeypatch.setattr(demonstrations, "_play", every_other_fails)
+    monkeypatch.setattr(collector, "record", every_other_fails)
     kept = collect("toy/reach", 3, seed=0)
     assert len(played) == 6
     assert [id(demo) for demo in kept] == [id(demo) for demo in played[1::2]]

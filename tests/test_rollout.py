@@ -186,9 +186,9 @@ def flat_episode(value: int, decisions: int = 3, prefix: int = 0) -> Episode:
 def test_real_ratio_of_an_agents_batch_is_real(loop: Callable[..., MBPO], ratio: float, real: int) -> None:
     trained = loop("batch_size=8", "nstep=1", f"real_ratio={ratio}")
     trained.replay.add(flat_episode(1))
-    assert (trained.mixed_batch().obs == 1).all(), "as long as there are no dreams, everything is real"
+    assert (trained.mixed_batch(8).obs == 1).all(), "as long as there are no dreams, everything is real"
     trained.imagined.add(flat_episode(2, prefix=2))
-    batch = trained.mixed_batch()
+    batch = trained.mixed_batch(8)
     assert len(batch.obs) == len(batch.reward) == 8
     for field in (batch.obs[:, 0, 0, 0], batch.next_obs[:, -1, 0, 0]):
         assert sorted(field.tolist()) == [1] * real + [2] * (8 - real)

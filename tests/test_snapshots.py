@@ -7,8 +7,8 @@ import pytest
 
 import envs
 from envs import metaworld
-from envs.demonstrations import collect
 from envs.snapshot import MujocoState
+from mbrl.collector import collect_demonstrations as collect
 
 DECISIONS = 12
 TASKS = (*metaworld.PAPER_TASKS, "dm_control/walker-walk", "dm_control/reacher-easy", "toy/reach")

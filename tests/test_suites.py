@@ -8,8 +8,8 @@ import pytest
 
 import envs
 from envs import suites
-from envs.demonstrations import collect
 from envs.toy import Toy
+from mbrl.collector import collect_demonstrations as collect
 from mbrl.compare import score_name
 from mbrl.report import foreign
 from mbrl.report.results import Curve, read_run

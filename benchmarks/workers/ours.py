@@ -97,7 +97,9 @@ class Update:
         settings = load(spec["words"])
         self.world = world_of(spec, settings)
         data = read(spec, "clips")
-        self.segments = SegmentBatch(data["frames"], data["actions"], data["rewards"])
+        self.segments = SegmentBatch(
+            data["frames"], data["actions"], data["rewards"], data["rewards"].new_full(data["rewards"].shape, torch.nan)
+        )
         self.device = torch.device(spec["device"])
         chosen = data["chosen"].to(self.device)
         self.world._choose = lambda clips, *_: chosen.expand(clips, -1)  # type: ignore[method-assign]
