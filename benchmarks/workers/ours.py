@@ -97,7 +97,8 @@ class Update:
         settings = load(spec["words"])
         self.world = world_of(spec, settings)
         data = read(spec, "clips")
-        self.segments = SegmentBatch(
+        unknown = torch.full_like(data["rewards"], torch.nan)
+        self.segments = SegmentBatch(data["frames"], data["actions"], data["rewards"], unknown)
             data["frames"], data["actions"], data["rewards"], data["rewards"].new_full(data["rewards"].shape, torch.nan)
         )
         self.device = torch.device(spec["device"])
