@@ -99,8 +99,6 @@ class Update:
         data = read(spec, "clips")
         unknown = torch.full_like(data["rewards"], torch.nan)
         self.segments = SegmentBatch(data["frames"], data["actions"], data["rewards"], unknown)
-            data["frames"], data["actions"], data["rewards"], data["rewards"].new_full(data["rewards"].shape, torch.nan)
-        )
         self.device = torch.device(spec["device"])
         chosen = data["chosen"].to(self.device)
         self.world._choose = lambda clips, *_: chosen.expand(clips, -1)  # type: ignore[method-assign]
