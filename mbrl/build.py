@@ -49,6 +49,7 @@ def make_env(settings: Settings) -> envs.PixelEnv:
     return envs.make(settings.task, **environment_keywords(settings))
 
 
+ENDLESS = 10**6  # decisions that no dream reaches
 AgentConfig = TypeVar("AgentConfig", DrQv2Config, DreamerV3Config)
 
 
@@ -182,8 +183,12 @@ def beyond_the_start(learner: LearnerConfig, new_transformer: bool = False) -> L
 def make_world(settings: Settings, env: envs.PixelEnv, device: torch.device) -> WorldModel:
     """The world model of `world_model.kind`. A new kind gets its line here."""
     kind = settings.world_model.kind
+    if "reward" not in settings.world_model.heads:
+        raise UserError("world_model.heads must hold reward: dreams without rewards teach nothing")
     if kind == "simulator":
-        return SimulatorWorld(make_env(settings), device)
+        # A dream may go on behind the time limit, as it does in a model that has learned nothing of it.
+        endless = environment_keywords(settings) | {"episode_frames": ENDLESS * settings.action_repeat}
+        return SimulatorWorld(envs.make(settings.task, **endless), device)
     return make_onestep(settings, env, device) if kind == "onestep" else make_ivideogpt(settings, env, device)
 
 
@@ -196,7 +201,7 @@ def make_onestep(settings: Settings, env: envs.PixelEnv, device: torch.device) -
             "dreams begin with a stack"
         )
     torch.manual_seed(stream_seed(settings.seed, "torch"))
-    model = OneStep(config, env.action_space.shape[0])
+    model = OneStep(config, env.action_space.shape[0], settings.world_model.heads)
     world = OneStepWorld(model, settings.image_size, device, settings.action_repeat)
     if pretrained != "none":
         model.load_pretrained(find_pretrained(pretrained, "world_model.onestep_pretrained"))
@@ -218,7 +223,7 @@ def make_ivideogpt(settings: Settings, env: envs.PixelEnv, device: torch.device)
             if settings.preset == "paper":
                 print(PAPER_WITHOUT_WEIGHTS, file=sys.stderr)
             learner = at_random(learner)
-            model = IVideoGPT(world.tokenizer, world.transformer, action_dim)
+            model = IVideoGPT(world.tokenizer, world.transformer, action_dim, world.heads)
         else:
             learner = beyond_the_start(learner)
             model = IVideoGPT.from_pretrained(
@@ -227,6 +232,7 @@ def make_ivideogpt(settings: Settings, env: envs.PixelEnv, device: torch.device)
                 world.tokenizer.context_length,
                 attention_dropout=world.transformer.attention_dropout,
                 new_actions=True,
+                heads=world.heads,
             )
             if (resolution := model.tokenizer.config.resolution) != settings.image_size:
                 raise UserError(f"{world.pretrained} is for {resolution} pixels; image_size={settings.image_size}")

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from tqdm import trange
 
+import envs
 from agents import Agent, TransitionBatch
 from mbrl.background import Background
 from mbrl.build import make_world
@@ -20,6 +21,7 @@ from mbrl.evaluate import Evaluation
 from mbrl.replay import ReplayBuffer
 from mbrl.rollout import RealClips, dream
 from mbrl.run import Run, stream_seed
+from mbrl.settings import UserError
 from mbrl.trainer import Trainer
 from mbrl.validate import validate
 from mbrl.video import encode_gif
@@ -71,6 +73,11 @@ class MBPO(Trainer):
         super().__init__(run)
         s = self.settings
         self.world = make_world(s, self.env, self.device)
+        if envs.suite_of(s.task).terminates and "continue" not in self.world.heads:
+            raise UserError(
+                f"task={s.task} can end before its time limit, and dreams of this world model can't: add continue to "
+                "world_model.heads"
+            )
         self.clips = RealClips(self.replay, self.device)
         decisions = s.imagined_buffer_frames // s.action_repeat
         self.imagined: ReplayBuffer = self.make_buffer("imagined", decisions, s.rollout_horizon)

@@ -48,13 +48,14 @@ class Episode(NamedTuple):
 class SegmentBatch(NamedTuple):
     """Windows of consecutive frames.
 
-    `actions[:, -1]`, `rewards[:, -1]` and `successes[:, -1]` lead out of the window: never used.
+    What stands last of the rest leads out of the window: never used.
     """
 
     frames: Tensor  # uint8 (B, length, C, H, W)
     actions: Tensor  # float32 (B, length, A)
     rewards: Tensor  # float32 (B, length)
     successes: Tensor  # float32 (B, length), NaN where it was not recorded
+    continues: Tensor  # float32 (B, length), 0 where the decision ended the task, else 1
 
 
 class Starts(NamedTuple):
@@ -284,6 +285,7 @@ class ReplayBuffer:
             actions=torch.from_numpy(self._actions[slots]),
             rewards=torch.from_numpy(self._rewards[slots]),
             successes=torch.from_numpy(self._successes[slots]),
+            continues=torch.from_numpy((~self._terminated[slots] | (self._remaining[slots] > 1)).astype(np.float32)),
         )
 
     def sample_stream(self, batch_size: int, length: int, newest: Sequence[int] = ()) -> StreamBatch:

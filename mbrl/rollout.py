@@ -6,6 +6,7 @@ uint8 before the agent or a buffer sees it, so a real and an imagined copy of on
 Letters: B batch, K frame stack, t frames dreamt so far, H horizon, C H W one frame, A action.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -57,7 +58,8 @@ def dream(
     Args:
         starts: B real moments, see `ReplayBuffer.sample_starts`.
     Returns:
-        B episodes of `horizon` decisions; their first K frames are real, K-1 of them prefix.
+        B episodes of `horizon` decisions, fewer where the world model says that the task has ended. Their first K
+        frames are real, K-1 of them prefix.
     """
     stack = starts.frames.shape[1]
 
@@ -71,4 +73,12 @@ def dream(
     assert dreamt.rewards is not None, "make_world takes no model without a reward head"
     frames = torch.cat([starts.frames, to_uint8(dreamt.frames).cpu()], dim=1).numpy()  # (B, K + H, C, H, W)
     actions, rewards = dreamt.actions.float().cpu().numpy(), dreamt.rewards.float().cpu().numpy()
-    return [Episode(frames[i], actions[i], rewards[i], terminated=False, prefix=stack - 1) for i in range(len(frames))]
+    lengths, ended = np.full(len(frames), horizon), np.zeros(len(frames), bool)
+    if (goes_on := dreamt.heads.get("continue")) is not None:
+        over = (goes_on < 0.5).cpu().numpy()  # (B, H)
+        ended = np.asarray(over.any(1))
+        lengths = np.where(ended, over.argmax(1) + 1, horizon)
+    return [
+        Episode(frames[i, : stack + n], actions[i, :n], rewards[i, :n], bool(ended[i]), prefix=stack - 1)
+        for i, n in enumerate(lengths)
+    ]

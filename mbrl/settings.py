@@ -60,6 +60,7 @@ class HelpAsked(Exception):
 @dataclasses.dataclass(frozen=True)
 class WorldModelSettings:
     kind: Literal["ivideogpt", "onestep", "simulator"]
+    heads: tuple[Literal["reward", "success", "continue"], ...]  # what is predicted beside frames
     pretrained: str  # a folder in the official layout, a hub name, or "none"; of ivideogpt
     onestep_pretrained: str  # a folder that a one-step model was saved in, or "none"
     onestep: OneStepConfig

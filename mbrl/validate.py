@@ -7,6 +7,7 @@ Letters: B clips, K context frames, H horizon, C height width of a frame, A acti
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from agents import DreamerV3
 from mbrl.replay import Episode
 from mbrl.rollout import to_float, to_uint8
 from mbrl.video import dream_grid
-from world_model import Clips, Dream, WorldModel, imagine
+from world_model import Clips, Dream, Origin, WorldModel, imagine
 from world_model.data import goal_first
 from world_model.metrics import correlation, moving_errors, psnr
 
@@ -26,21 +27,32 @@ SHOWN = 3  # clips in the video
 SEEN = 5  # frames that a model with a memory sees before it dreams
 
 
-def cut_clips(episodes: Sequence[Episode], count: int, length: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """`count` windows of `length` frames: uint8 (B, length, C, H, W), actions and rewards (B, length - 1, ...)."""
+class Windows(NamedTuple):
+    """Windows of held-out episodes."""
+
+    frames: Tensor  # uint8 (B, T, C, H, W)
+    actions: Tensor  # float32 (B, T - 1, A)
+    rewards: Tensor  # float32 (B, T - 1)
+    origins: list[Origin]  # of their first frames; none where a seed is not known
+
+
+def cut_clips(episodes: Sequence[Episode], count: int, length: int, seed: int) -> Windows:
+    """`count` windows of `length` frames; none if no episode is long enough."""
     fitting = [episode for episode in episodes if len(episode.frames) >= length]
     if not fitting:
-        return torch.empty(0), torch.empty(0), torch.empty(0)
+        return Windows(torch.empty(0), torch.empty(0), torch.empty(0), [])
     generator = np.random.default_rng(seed)
-    frames, actions, rewards = [], [], []
+    frames, actions, rewards, origins = [], [], [], list[Origin]()
     for i in range(count):
         episode = fitting[i % len(fitting)]
         start = int(generator.integers(len(episode.frames) - length + 1))
         frames.append(episode.frames[start : start + length])
         actions.append(episode.actions[start : start + length - 1])
         rewards.append(episode.rewards[start : start + length - 1])
+        if episode.seed is not None:
+            origins.append(Origin(episode.seed, episode.actions, start))
     frames_, actions_, rewards_ = (torch.from_numpy(np.stack(parts)) for parts in (frames, actions, rewards))
-    return frames_, actions_, rewards_
+    return Windows(frames_, actions_, rewards_, origins)
 
 
 @torch.no_grad()
@@ -61,9 +73,10 @@ def validate(
     Without an episode long enough there are no metrics and no video.
     """
     known = world.context_length
-    frames, actions, rewards = cut_clips(episodes, CLIPS, known + horizon, seed)
+    frames, actions, rewards, firsts = cut_clips(episodes, CLIPS, known + horizon, seed)
     if not len(frames):
         return {}, None
+    origins = [origin._replace(decision=origin.decision + known - 1) for origin in firsts] or None
     if goal:
         frames, actions, rewards = goal_first(frames, actions, rewards)
     clips = Clips(to_float(frames.to(world.device)), *(pad(field.to(world.device)) for field in (actions, rewards)))
@@ -73,7 +86,7 @@ def validate(
     generator = torch.Generator(world.device)
 
     def dream_under(actions: Tensor) -> Dream:
-        return imagine(world, context, actions, horizon, temperature, top_k, generator.manual_seed(seed))
+        return imagine(world, context, actions, horizon, temperature, top_k, generator.manual_seed(seed), origins)
 
     dream, shuffled = dream_under(actions), dream_under(actions.roll(1, 0))
     metrics = compare(true, context[:, -1], rewards, dream.frames, dream.rewards, shuffled.frames)
@@ -88,7 +101,7 @@ def validate_dreamer(
 
     It sees `SEEN` frames of a clip first. Tokens it has none.
     """
-    frames, actions, rewards = cut_clips(episodes, CLIPS, SEEN + agent.config.imagination_length, seed)
+    frames, actions, rewards, _ = cut_clips(episodes, CLIPS, SEEN + agent.config.imagination_length, seed)
     if not len(frames):
         return {}, None
     frames, actions, rewards = (field.to(agent.device) for field in (frames, actions, rewards[:, SEEN - 1 :]))

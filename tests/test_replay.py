@@ -165,7 +165,7 @@ def test_state_continues_bit_for_bit(with_episodes):
             (replay.sample(50), other.sample(50)),
             (replay.sample_segments(9, 4), other.sample_segments(9, 4)),
         ):
-            assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
+            assert all(torch.equal(a.nan_to_num(-1), b.nan_to_num(-1)) for a, b in zip(mine, theirs, strict=True))
 
 
 def test_a_large_buffer_lives_in_a_file_and_gives_the_same_samples(tmp_path):

@@ -260,9 +260,10 @@ def test_validation_dreams_under_the_actions_that_were_taken() -> None:
     assert len(grid) == HORIZON
 
     known = learner.context_length
-    frames, actions, rewards = cut_clips(episodes, CLIPS, known + HORIZON, seed=0)
+    frames, actions, rewards, origins = cut_clips(episodes, CLIPS, known + HORIZON, seed=0)
     assert actions.equal(frames[:, :-1, :2, 0, 0].float())
     assert rewards.equal(10 * actions[..., 0])
+    assert origins == [], "episodes without a seed have none"
     assert {int(clip[0, 0, 0, 0]) % 12 for clip in frames} == {0, 5}, "every episode long enough is used"
     taken, shuffled = torch.stack(learner.actions, dim=1).split(HORIZON, dim=1)
     assert taken[:, 0, 0].equal(frames[:, known - 1, 0, 0, 0].float()), "it belongs to the last known frame"

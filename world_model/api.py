@@ -109,6 +109,12 @@ class Clips(NamedTuple):
     actions: Tensor  # float (B, T, A); the last one, which leads out of the clip, is not used
     rewards: Tensor  # float (B, T), environment units; likewise
     successes: Tensor | None = None  # float (B, T), 1 where the decision touched success, NaN where nobody noted it
+    continues: Tensor | None = None  # float (B, T), 0 where the decision ended the task, else 1
+
+    def targets(self) -> dict[str, Tensor]:
+        """What the heads learn from, under their names."""
+        known = {"reward": self.rewards, "success": self.successes, "continue": self.continues}
+        return {name: target for name, target in known.items() if target is not None}
 
 
 def is_due(frame: int, every_frames: int, action_repeat: int) -> bool:

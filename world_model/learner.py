@@ -106,9 +106,7 @@ def training_mode(module: nn.Module) -> Iterator[None]:
 
 def split_targets(clips: Clips | TokenClips, clean: Tensor, parts: int) -> list[dict[str, Target]]:
     """What the heads learn from, for each of the parts of a batch; nothing in clips that are not `clean`, bool (B,)."""
-    targets = {"reward": clips.rewards}
-    if isinstance(clips, Clips) and clips.successes is not None:
-        targets["success"] = clips.successes
+    targets = clips.targets() if isinstance(clips, Clips) else {"reward": clips.rewards}
     split: list[dict[str, Target]] = [{} for _ in range(parts)]
     for name, target in targets.items():
         target = target.where(clean[:, None], torch.nan)

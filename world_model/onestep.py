@@ -177,7 +177,7 @@ class OneStepWorld:
     def update(self, clips: Clips) -> dict[str, Tensor]:
         """One gradient step on clips (B, K + steps, ...)."""
         config, known = self.config, self.context_length
-        targets = {"reward": clips.rewards} | ({} if clips.successes is None else {"success": clips.successes})
+        targets = clips.targets()
         frames, raw = clips.frames[:, :known], list[dict[str, Tensor]]()
         with self._still:
             with self.autocast():

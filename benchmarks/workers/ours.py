@@ -98,7 +98,7 @@ class Update:
         self.world = world_of(spec, settings)
         data = read(spec, "clips")
         unknown = torch.full_like(data["rewards"], torch.nan)
-        self.segments = SegmentBatch(data["frames"], data["actions"], data["rewards"], unknown)
+        self.segments = SegmentBatch(data["frames"], data["actions"], data["rewards"], unknown, unknown)
         self.device = torch.device(spec["device"])
         chosen = data["chosen"].to(self.device)
         self.world._choose = lambda clips, *_: chosen.expand(clips, -1)  # type: ignore[method-assign]
