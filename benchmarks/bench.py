@@ -12,8 +12,8 @@ import torch
 from benchmarks import alone, beside, measure, options
 from benchmarks.options import Options
 from benchmarks.table import number, write
-from mbrl.command import command
-from mbrl.settings import Settings, pick_device
+from mbrl.experiment.command import command
+from mbrl.experiment.settings import Settings, pick_device
 
 
 def main(words: list[str]) -> None:

@@ -24,7 +24,7 @@ from benchmarks.compare import Mismatch
 from benchmarks.measure import Spread, spread
 from benchmarks.options import Options
 from benchmarks.table import duration, number, table
-from mbrl.settings import Settings, UserError
+from mbrl.experiment.settings import Settings, UserError
 from world_model.precision import autocast_dtype
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mbrl.settings import Settings
+from mbrl.experiment.settings import Settings
 
 TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}  # see `difference`
 SLACK = (

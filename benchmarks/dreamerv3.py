@@ -23,10 +23,10 @@ from benchmarks.beside import OURS, REST_S, Peer, Worker, WorkerDied, check_peer
 from benchmarks.measure import spread
 from benchmarks.table import duration, number, table, write
 from mbrl.build import environment_keywords
-from mbrl.command import command
-from mbrl.logger import EVAL, EVAL_COLUMNS, TRAIN, TRAIN_COLUMNS
-from mbrl.run import CONFIG, run_folder, stream_seed
-from mbrl.settings import Positive, Settings, UserError, load, load_plain, to_dict
+from mbrl.experiment.command import command
+from mbrl.experiment.logger import EVAL, EVAL_COLUMNS, TRAIN, TRAIN_COLUMNS
+from mbrl.experiment.run import CONFIG, run_folder, stream_seed
+from mbrl.experiment.settings import Positive, Settings, UserError, load, load_plain, to_dict
 
 OFFICIAL = Peer(
     "danijar/dreamerv3",
@@ -106,7 +106,7 @@ def describe(settings: Settings, words: Sequence[str]) -> dict[str, Any]:
     for name in ("num_train_frames", "eval_every_frames"):
         if getattr(s, name) % s.action_repeat:
             raise UserError(f"{name}={getattr(s, name)} must be a multiple of action_repeat={s.action_repeat} here")
-    first = s.num_seed_frames // s.eval_every_frames + 1  # the evaluations of mbrl/trainer.py
+    first = s.num_seed_frames // s.eval_every_frames + 1  # the evaluations of mbrl/experiment/session.py
     evaluations = {*range(first * s.eval_every_frames, s.num_train_frames, s.eval_every_frames), s.num_train_frames}
     return {
         "words": list(words),

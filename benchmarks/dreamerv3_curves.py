@@ -16,11 +16,11 @@ from omegaconf import OmegaConf
 
 from envs.toy import best_return
 from mbrl.build import make_env
-from mbrl.command import command
-from mbrl.logger import EVAL, TRAIN
-from mbrl.report.stats import Array
-from mbrl.run import CONFIG, stream_seed
-from mbrl.settings import Settings, UserError, build
+from mbrl.compare.stats import Array
+from mbrl.experiment.command import command
+from mbrl.experiment.logger import EVAL, TRAIN
+from mbrl.experiment.run import CONFIG, stream_seed
+from mbrl.experiment.settings import Settings, UserError, build
 
 METHODS = {"official": "dreamerv3-official", "ours": "dreamerv3"}
 COLOURS = {"official": "#d4570a", "ours": "#0b62d6"}

@@ -18,9 +18,9 @@ from benchmarks import measure, options
 from benchmarks.alone import BATCH, CLIPS, FRAMES, Parts, random_episode
 from benchmarks.table import duration, table, write
 from mbrl.build import make_buffer
-from mbrl.command import command
+from mbrl.experiment.command import command
+from mbrl.experiment.settings import Settings, UserError, pick_device
 from mbrl.replay import Episode
-from mbrl.settings import Settings, UserError, pick_device
 
 MARKS = (10_000, 100_000, 1_000_000)  # frames in the replay
 TIMES_ROLLOUTS = 10

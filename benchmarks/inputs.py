@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from agents import DrQv2, TransitionBatch
 from agents.drqv2 import SHIFT
 from benchmarks.options import Batches, Options
-from mbrl.settings import Settings
+from mbrl.experiment.settings import Settings
 from world_model import IVideoGPT
 
 ACTION_DIM = 4  # of Meta-world

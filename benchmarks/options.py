@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from mbrl.settings import Positive, Range, Settings, load, load_plain
+from mbrl.experiment.settings import Positive, Range, Settings, load, load_plain
 
 
 @dataclasses.dataclass(frozen=True)

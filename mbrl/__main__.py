@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from mbrl.command import command
-from mbrl.settings import HELP, UserError, nearest
-from mbrl.usage import verbs
+from mbrl.experiment.command import command
+from mbrl.experiment.settings import HELP, UserError, nearest
+from mbrl.experiment.usage import verbs
 
 
 def main(words: list[str]) -> None:

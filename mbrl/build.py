@@ -12,12 +12,12 @@ from tqdm import tqdm
 
 import envs
 from agents import Agent, DreamerV3, DreamerV3Config, DrQv2, DrQv2Config, Uniform
+from mbrl.experiment.run import stream_seed
+from mbrl.experiment.settings import Settings, UserError
 from mbrl.replay import ReplayBuffer
-from mbrl.run import stream_seed
-from mbrl.settings import Settings, UserError
 from mbrl.simulator import SimulatorWorld
 from world_model import IVideoGPT, WeightsError, WorldModel
-from world_model.learner import LearnerConfig, Rhythm, WorldModelLearner
+from world_model.ivideogpt.learner import LearnerConfig, Rhythm, WorldModelLearner
 from world_model.onestep import OneStep, OneStepWorld
 from world_model.precision import autocast_dtype
 

@@ -14,9 +14,9 @@ import torch
 
 import envs
 from agents import Agent
-from mbrl.episodes import EpisodeStore
+from mbrl.experiment.episodes import EpisodeStore
+from mbrl.experiment.run import Run, stream_seed
 from mbrl.replay import Episode, ReplayBuffer
-from mbrl.run import Run, stream_seed
 
 ATTEMPTS = 10  # episodes a demonstration; the experts of the paper's six tasks succeed nearly every time
 

@@ -15,9 +15,9 @@ import torch
 import envs
 from envs.rendering import choose_backend
 from mbrl.build import local_weights
-from mbrl.command import command
-from mbrl.run import provenance
-from mbrl.settings import Settings, load, pick_device
+from mbrl.experiment.command import command
+from mbrl.experiment.run import provenance
+from mbrl.experiment.settings import Settings, load, pick_device
 from world_model.precision import computes_in_bf16
 
 FRAMES = 10  # drawn to time one

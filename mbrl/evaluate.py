@@ -13,15 +13,15 @@ from tqdm import tqdm
 
 import envs
 from agents import Agent
-from mbrl import checkpoints
 from mbrl.build import make_agent, make_env
 from mbrl.collector import record
-from mbrl.command import command
-from mbrl.identity import FREE_KEYS
+from mbrl.experiment import checkpoints
+from mbrl.experiment.command import command
+from mbrl.experiment.identity import FREE_KEYS
+from mbrl.experiment.run import CHECKPOINTS, run_folder, stored_settings, stream_seed
+from mbrl.experiment.settings import UserError, load, pick_device, typed_keys
+from mbrl.experiment.video import side_by_side, write_gif
 from mbrl.replay import Episode
-from mbrl.run import CHECKPOINTS, run_folder, stored_settings, stream_seed
-from mbrl.settings import UserError, load, pick_device, typed_keys
-from mbrl.video import side_by_side, write_gif
 
 SHOWN = 3  # episodes in a video
 FREE = FREE_KEYS | {"num_eval_episodes", "device"}

@@ -1,23 +1,43 @@
 """The model-free loop: act, learn from what really happened. `make train AGENT=drqv2`.
 
-The same verbs, environments, protocols and evaluation as MBPO (`mbrl/mbpo.py`), so that the two can be compared.
+The same environments, protocols and evaluation as MBPO (`mbrl/mbpo.py`), so that the two can be compared.
 """
 
-from mbrl.trainer import Trainer
+from mbrl.experiment.run import Run
+from mbrl.experiment.session import Session
 
 
-class Online(Trainer):
+class Online:
+    def __init__(self, run: Run) -> None:
+        self.session = Session(run)
+
     def train(self) -> None:
         """Until `num_train_frames`; continues where the run's checkpoint left off."""
-        s = self.settings
-        self.begin()
+        session = self.session
+        s = session.settings
+        session.begin()
 
-        while self.frame < s.num_seed_frames:
-            self.act(self.seed_agent)
+        while session.frame < s.num_train_frames:
+            if session.frame < s.num_seed_frames:
+                session.act(session.seed_agent)
+            else:
+                # Learn to act.
+                for _ in range(session.updates_due(s.agent_updates_per_decision)):
+                    session.learn_to_act(session.agent_batch(session.replay.sample))
+                # Act.
+                session.act(session.agent)
+            session.run.step(session.frame)
+            # Evaluate.
+            if session.evaluation_due:
+                session.evaluate()
+            # Save.
+            if session.checkpoint_due:
+                session.save(session.parts())
 
-        while self.frame < s.num_train_frames:
-            for _ in range(self.updates_due()):
-                self.learn_to_act(self.agent_batch(self.replay.sample))
-            self.act(self.agent)
+        session.save(session.parts(), finished=True)
 
-        self.finish()
+    def settle(self) -> None:
+        """Nothing goes on beside the loop."""
+
+    def close(self) -> None:
+        self.session.close()

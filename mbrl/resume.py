@@ -1,8 +1,8 @@
 """Continue the run of task, agent and seed with the config that it was started with: python -m mbrl.resume task=..."""
 
-from mbrl.command import command
-from mbrl.run import stored_settings
-from mbrl.settings import load, typed_keys
+from mbrl.experiment.command import command
+from mbrl.experiment.run import stored_settings
+from mbrl.experiment.settings import load, typed_keys
 from mbrl.train import train
 
 

@@ -7,8 +7,8 @@ import textwrap
 from collections.abc import Sequence
 
 import envs
-from mbrl.command import command
-from mbrl.settings import CONFIG_DIR, Settings, UserError, load, typed_keys
+from mbrl.experiment.command import command
+from mbrl.experiment.settings import CONFIG_DIR, Settings, UserError, load, typed_keys
 
 WIDTH = 110
 

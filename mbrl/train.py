@@ -3,15 +3,14 @@
 Every key stands in configs/config.yaml. The run's folder is runs/<task>/<agent>[-<variant>]/<seed>.
 """
 
-from mbrl.command import command
 from mbrl.dreamer import Dreamer
+from mbrl.experiment.command import command
+from mbrl.experiment.run import Run
+from mbrl.experiment.settings import Settings, load
 from mbrl.mbpo import MBPO
 from mbrl.online import Online
-from mbrl.run import Run
-from mbrl.settings import Settings, load
-from mbrl.trainer import Trainer
 
-LOOPS: dict[str, type[Trainer]] = {"mbpo": MBPO, "dreamerv3": Dreamer}  # every other agent learns online
+LOOPS: dict[str, type[MBPO | Dreamer | Online]] = {"mbpo": MBPO, "dreamerv3": Dreamer}  # others learn online
 
 
 def train(settings: Settings) -> None:
@@ -21,7 +20,7 @@ def train(settings: Settings) -> None:
             loop.train()
         except (ValueError, RuntimeError):
             loop.settle()
-            run.flush(loop.frame)  # when a loss broke first, name it rather than the action or the draw that it spoilt
+            run.flush(loop.session.frame)  # where a loss broke first, name it rather than what it spoilt
             raise
         finally:
             loop.close()

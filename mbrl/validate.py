@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agents import DreamerV3
+from mbrl.experiment.video import dream_grid
 from mbrl.replay import Episode
 from mbrl.rollout import to_float, to_uint8
-from mbrl.video import dream_grid
 from world_model import Clips, Dream, Origin, WorldModel, imagine
 from world_model.data import goal_first
 from world_model.metrics import correlation, moving_errors, psnr

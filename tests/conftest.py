@@ -47,7 +47,7 @@ def shell(project_root: Path) -> Shell:
 @pytest.fixture
 def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """The same without a new process, which would take seconds: exit code, output, and the error's lines."""
-    from mbrl.command import command
+    from mbrl.experiment.command import command
 
     def run(main: Callable[[list[str]], None], *words: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["mbrl", *words])
@@ -75,17 +75,17 @@ def finished(shell: Shell, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def cut_off(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tiny run that was stopped at frame 110; its checkpoints are those of frames 40 and 80."""
-    from mbrl.trainer import Trainer
+    from mbrl.experiment.session import Session
 
-    root, act = tmp_path_factory.mktemp("cut") / "runs", Trainer.act
+    root, act = tmp_path_factory.mktemp("cut") / "runs", Session.act
 
-    def until_110(self: Trainer, agent: Any) -> None:
+    def until_110(self: Session, agent: Any) -> None:
         act(self, agent)
         if self.frame == 110:
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "act", until_110)
+        patch.setattr(Session, "act", until_110)
         with pytest.raises(KeyboardInterrupt):
             train(root)
     folder = root / "toy" / "reach" / "mbpo" / "1"

@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
-from mbrl.compare import CompareSettings, read
-from mbrl.report.comparison import Comparison, compare
+from mbrl.compare.compare import CompareSettings, read
+from mbrl.compare.comparison import Comparison, compare
 
 HEAD = "frame,episode_return,success_rate,episodes,wall_time_s"
 CONFIG = {"protocol": "bonus_demos", "action_repeat": 2, "success_bonus": 10.0, "demonstrations": 5, "preset": "small"}

@@ -6,8 +6,8 @@ import pytest
 import torch
 from tiny_world import LEARNER, make_clips, make_model
 
-from world_model.adversary import Adversary, DiscriminatorConfig
-from world_model.learner import WorldModelLearner
+from world_model.ivideogpt.adversary import Adversary, DiscriminatorConfig
+from world_model.ivideogpt.learner import WorldModelLearner
 
 CONFIG = DiscriminatorConfig(weight=0.8, after_updates=1, lr=3e-3, channels=(8, 16))
 

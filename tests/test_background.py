@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from mbrl.background import Background
+from mbrl.experiment.background import Background
 
 CPU = torch.device("cpu")
 

@@ -11,8 +11,8 @@ from tiny import TINY, Command, stand_in
 
 from benchmarks import bench, compare, flat, inputs, measure, options
 from mbrl.build import make_buffer
+from mbrl.experiment.settings import load
 from mbrl.replay import ReplayBuffer
-from mbrl.settings import load
 
 SMALL = (*TINY, "repeats=1", "at_least_s=0")
 # A peer that samples transitions as we do, gives clips whose rewards belong to another frame, and has no agent.

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from mbrl import checkpoints
-from mbrl.checkpoints import latest, save
-from mbrl.settings import UserError
+from mbrl.experiment import checkpoints
+from mbrl.experiment.checkpoints import latest, save
+from mbrl.experiment.settings import UserError
 
 
 def parts(value: int, size: int = 1000) -> dict[str, Any]:

@@ -12,11 +12,11 @@ from matplotlib.figure import Figure
 from synthetic import compared, run, two_tasks, words
 from tiny import Command, copy_of
 
-from mbrl import compare as compare_module
-from mbrl.compare import main
-from mbrl.report import figures
-from mbrl.report.stats import iqm
-from mbrl.video import encode_gif
+from mbrl.compare import compare as compare_module
+from mbrl.compare import figures
+from mbrl.compare.compare import main
+from mbrl.compare.stats import iqm
+from mbrl.experiment.video import encode_gif
 
 
 @pytest.fixture

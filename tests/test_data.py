@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from mbrl import data, scripted
-from mbrl.settings import UserError, load_plain
+from mbrl.data import data, scripted
+from mbrl.experiment.settings import UserError, load_plain
 from world_model.data import ClipDataset, DataError, Recording, shard_names, write_shard
 
 

@@ -12,14 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from mbrl import sweep, train
-from mbrl.compare import CompareSettings
-from mbrl.data import DataSettings
-from mbrl.logger import EVAL_COLUMNS, TRAIN_COLUMNS
-from mbrl.predict import PredictSettings
-from mbrl.pretrain import PretrainSettings
-from mbrl.settings import flatten, load, load_plain, to_dict
-from mbrl.study import Study, StudySettings
+from mbrl import train
+from mbrl.compare.compare import CompareSettings
+from mbrl.data.data import DataSettings
+from mbrl.experiment.logger import EVAL_COLUMNS, TRAIN_COLUMNS
+from mbrl.experiment.settings import flatten, load, load_plain, to_dict
+from mbrl.predict.predict import PredictSettings
+from mbrl.pretrain.pretrain import PretrainSettings
+from mbrl.study.study import Study, StudySettings
+from mbrl.sweep import runs
 from world_model import IVideoGPT
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,7 +31,7 @@ PLAIN = {
     "predict": PredictSettings,
     "pretrain": PretrainSettings,
     "study": StudySettings,
-    "sweep": sweep.SweepSettings,
+    "sweep": runs.SweepSettings,
 }
 PRESETS = ("smoke", "small", "paper")
 # What the README tells people to write or to look for.
@@ -104,7 +105,7 @@ def test_commands_of_the_readme_are_understood(command):
     assert command.split()[1] in targets()
     words = would_run(command)
     if words[2:3] == ["mbrl.sweep"]:
-        assert len(sweep.plan([*words[3:], "device=cpu"])[1]) > 1
+        assert len(runs.plan([*words[3:], "device=cpu"])[1]) > 1
     elif words[2:3] == ["mbrl.study"]:
         Study(words[3:])
     elif words[2:3] and words[2].removeprefix("mbrl.") in PLAIN:

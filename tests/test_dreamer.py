@@ -17,11 +17,11 @@ from agents.dreamerv3.nets import Decoder, Encoder, NormSiLU, UpConv
 from agents.dreamerv3.rssm import State
 from mbrl.dreamer import Dreamer
 from mbrl.evaluate import evaluate
+from mbrl.experiment.run import Run
+from mbrl.experiment.session import Session
+from mbrl.experiment.settings import load
 from mbrl.replay import Episode, ReplayBuffer, ReplayError
-from mbrl.run import Run
-from mbrl.settings import load
 from mbrl.train import main
-from mbrl.trainer import Trainer
 
 CONFIG = dataclasses.replace(
     load(["agent=dreamerv3", "preset=smoke", "device=cpu"]).dreamerv3,
@@ -325,15 +325,15 @@ def test_a_checkpoint_is_evaluated(typed: Command, whole: Path):
 @pytest.mark.parametrize("frame", [30, 110])
 def test_a_run_cut_off_ends_bit_equal(whole: Path, run_root: Path, monkeypatch: pytest.MonkeyPatch, frame: int):
     """In the random phase and while learning; the last states of the steps count as well."""
-    act = Trainer.act
+    act = Session.act
 
-    def until(self: Trainer, agent: Any) -> None:
+    def until(self: Session, agent: Any) -> None:
         act(self, agent)
         if self.frame == frame:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "act", until)
+        patch.setattr(Session, "act", until)
         with pytest.raises(KeyboardInterrupt):
             train(run_root, *TINY_DREAMER)
     again = train(run_root, *TINY_DREAMER)
@@ -392,6 +392,5 @@ def test_run_opens(run_root: Path):
     settings = load(["task=toy/reach", "preset=smoke", "device=cpu", "agent=dreamerv3", f"run_root={run_root}"])
     with Run.open(settings) as run:
         loop = Dreamer(run)
-        assert loop.updates_per_decision == 16 / (4 * 16)
         assert loop.updates_due() == 0, "nothing to learn from yet"
         loop.close()

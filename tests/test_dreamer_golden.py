@@ -19,7 +19,7 @@ from agents.dreamerv3.heads import TwoHotHead, normal_entropy
 from agents.dreamerv3.nets import BlockLinear
 from agents.dreamerv3.optimizer import LaProp
 from agents.dreamerv3.rssm import State
-from mbrl.settings import load
+from mbrl.experiment.settings import load
 
 GOLDEN = Path(__file__).parent / "data" / "dreamerv3" / "golden.npz"
 SIZE = Size(deter=16, hidden=8, stoch=4, classes=4, depth=2, units=8, blocks=8)

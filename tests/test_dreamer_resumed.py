@@ -8,23 +8,23 @@ from test_dreamer import TINY_DREAMER
 from tiny import tiny, train
 
 from mbrl.dreamer import Dreamer
-from mbrl.run import Run
-from mbrl.settings import load
-from mbrl.trainer import Trainer
+from mbrl.experiment.run import Run
+from mbrl.experiment.session import Session
+from mbrl.experiment.settings import load
 
 
 @pytest.fixture
 def cut_dreamer(run_root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run stopped at frame 110, while learning; its last checkpoint is that of frame 80."""
-    act = Trainer.act
+    act = Session.act
 
-    def until(self: Trainer, agent: Any) -> None:
+    def until(self: Session, agent: Any) -> None:
         act(self, agent)
         if self.frame == 110:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "act", until)
+        patch.setattr(Session, "act", until)
         with pytest.raises(KeyboardInterrupt):
             train(run_root, *TINY_DREAMER)
     return run_root / "toy" / "reach" / "dreamerv3" / "1"
@@ -36,7 +36,8 @@ def test_a_damaged_episode_moves_no_state_to_another_step(cut_dreamer: Path, run
     with Run.open(load(tiny(run_root, *TINY_DREAMER))) as run:
         loop = Dreamer(run)
         with pytest.warns(UserWarning, match=r"skipping damaged episode .*000003"):
-            loop.begin()
+            loop.session.begin()
+            loop.restore(run.checkpoint)
         loop.remember()
         stream = loop.replay.sample_stream(1, loop.replay.num_frames, newest=[loop.replay.num_frames])
         states = loop.agent._states

@@ -11,7 +11,7 @@ from tiny import Command, stand_in, tiny, train
 
 from agents import DreamerV3Config
 from benchmarks import dreamerv3, dreamerv3_curves
-from mbrl.logger import EVAL
+from mbrl.experiment.logger import EVAL
 
 RUN = (
     *("agent=dreamerv3", "dreamerv3.batch_size=2", "dreamerv3.batch_length=8", "dreamerv3.train_ratio=4"),

@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-from mbrl.episodes import EpisodeStore, EpisodeStoreError
+from mbrl.experiment.episodes import EpisodeStore, EpisodeStoreError
 from mbrl.replay import Episode
 
 

@@ -12,10 +12,10 @@ import torch
 from tiny import Command, Shell, checkpoints, different, tiny, train, weights
 
 from agents import DrQv2, TransitionBatch
-from mbrl import checkpoints as checkpoints_module
 from mbrl import train as train_module
+from mbrl.experiment import checkpoints as checkpoints_module
 from world_model import IVideoGPT
-from world_model.learner import Clips, WorldModelLearner
+from world_model.ivideogpt.learner import Clips, WorldModelLearner
 
 # -- mistakes ----------------------------------------------------------------------------------------------------------
 
@@ -201,7 +201,7 @@ def test_a_full_disk(typed: Command, finished: Path, stopped: tuple[Path, list[s
         elif where == "world_model":
             patch.setattr(IVideoGPT, "save_pretrained", full)
         else:
-            patch.setattr("mbrl.logger.json.dumps", full)
+            patch.setattr("mbrl.experiment.logger.json.dumps", full)
         code, _, line = typed(train_module.main, *words)
     assert code == 2
     assert "the disk is full" in line

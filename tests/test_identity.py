@@ -10,9 +10,9 @@ from synthetic import compared
 from tiny import Command, copy_of, different, tiny, train
 
 from mbrl import evaluate, resume
-from mbrl.identity import FREE_KEYS, UNUSED, differences, uses, with_defaults
-from mbrl.run import Run, is_finished, run_folder, stored_settings
-from mbrl.settings import CONFIG_DIR, Settings, UserError, flatten, load, to_dict
+from mbrl.experiment.identity import FREE_KEYS, UNUSED, differences, uses, with_defaults
+from mbrl.experiment.run import Run, is_finished, run_folder, stored_settings
+from mbrl.experiment.settings import CONFIG_DIR, Settings, UserError, flatten, load, to_dict
 
 PUBLISHED = CONFIG_DIR.parent / "runs" / "published"
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from world_model import WeightsError
-from world_model.fvd import FILE, I3D, Statistics, frechet_distance
 from world_model.metrics import psnr, ssim
+from world_model.metrics.fvd import FILE, I3D, Statistics, frechet_distance
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # the published I3D is TorchScript
 

@@ -11,13 +11,14 @@ from safetensors.torch import load_file
 from test_parity import TINY
 from tiny_world import LEARNER, TOKENIZER, TRANSFORMER, make_clips
 
-from mbrl import predict, pretrain
-from mbrl.models import make_model, sizes
-from mbrl.settings import UserError, load_plain
+from mbrl.experiment.settings import UserError, load_plain
+from mbrl.predict import predict
+from mbrl.pretrain import pretrain
+from mbrl.pretrain.models import make_model, sizes
 from world_model import IVideoGPT, TokenizerConfig, TransformerConfig, WeightsError
 from world_model.data import ClipDataset, DataError, Recording, write_shard
-from world_model.learner import WorldModelLearner
-from world_model.weights import TRANSFORMER_FILE, read_configs, read_heads
+from world_model.ivideogpt.learner import WorldModelLearner
+from world_model.ivideogpt.weights import TRANSFORMER_FILE, read_configs, read_heads
 
 
 def millions(module) -> float:

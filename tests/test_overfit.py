@@ -6,10 +6,10 @@ import pytest
 import torch
 from tiny_world import LEARNER, TRANSFORMER
 
-from mbrl.models import sizes
+from mbrl.pretrain.models import sizes
 from world_model import IVideoGPT, TokenizerConfig
 from world_model.data import goal_first
-from world_model.learner import Clips, WorldModelLearner
+from world_model.ivideogpt.learner import Clips, WorldModelLearner
 from world_model.metrics import psnr
 
 TINY = dict(

@@ -4,9 +4,9 @@ import numpy as np
 import torch
 
 from mbrl.build import make_agent, make_env, make_world
+from mbrl.experiment.settings import load
 from mbrl.replay import Episode, ReplayBuffer
 from mbrl.rollout import dream, to_clips, to_float
-from mbrl.settings import load
 
 
 def test_one_of_everything():

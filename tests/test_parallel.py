@@ -11,9 +11,9 @@ from together import together, without_dropout
 
 from mbrl.replay import Episode
 from mbrl.validate import validate
-from world_model import parallel
-from world_model.adversary import DiscriminatorConfig
-from world_model.learner import TokenClips, WorldModelLearner
+from world_model.ivideogpt import parallel
+from world_model.ivideogpt.adversary import DiscriminatorConfig
+from world_model.ivideogpt.learner import TokenClips, WorldModelLearner
 
 STEPS = 10
 # Everything that is drawn, counted or divided by over a batch.

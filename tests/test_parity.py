@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from world_model import IVideoGPT, TokenizerConfig, TransformerConfig, WeightsError, symexp
-from world_model.weights import TRANSFORMER_FILE, read_configs
+from world_model.ivideogpt.weights import TRANSFORMER_FILE, read_configs
 
 TINY = Path(__file__).parent / "data" / "official-tiny"
 CLOSE = dict(rtol=0, atol=1e-4)

@@ -7,8 +7,8 @@ import torch
 from tiny_world import LEARNER, make_clips, make_model
 
 from world_model import WeightsError
-from world_model.learner import WorldModelLearner
-from world_model.perceptual import LPIPS, WIDTHS
+from world_model.ivideogpt.learner import WorldModelLearner
+from world_model.metrics.perceptual import LPIPS, WIDTHS
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,13 @@ import torch
 from test_metrics import StandIn
 from tiny_world import LEARNER, TOKENIZER, TRANSFORMER, make_model
 
-from mbrl import predict
-from mbrl.models import note_held_out
-from mbrl.settings import UserError, load_plain
+from mbrl.experiment.settings import UserError, load_plain
+from mbrl.predict import predict
+from mbrl.pretrain.models import note_held_out
 from world_model import IVideoGPT, WeightsError
 from world_model.data import ClipDataset, DataError, Recording, goal_first, write_shard
-from world_model.fvd import FILE
-from world_model.learner import Clips, WorldModelLearner
+from world_model.ivideogpt.learner import Clips, WorldModelLearner
+from world_model.metrics.fvd import FILE
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # the published I3D is TorchScript
 SIDE, FRAMES = 32, 5

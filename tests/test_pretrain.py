@@ -8,14 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mbrl import pretrain
-from mbrl.models import held_out_every
-from mbrl.run import RunFinished, lock_folder
-from mbrl.settings import load_plain
+from mbrl.experiment.run import RunFinished, lock_folder
+from mbrl.experiment.settings import load_plain
+from mbrl.pretrain import pretrain
+from mbrl.pretrain.models import held_out_every
 from world_model import IVideoGPT
 from world_model.data import ClipDataset, Recording, write_shard
-from world_model.learner import WorldModelLearner
-from world_model.weights import read_heads
+from world_model.ivideogpt.learner import WorldModelLearner
+from world_model.ivideogpt.weights import read_heads
 
 
 def moving_square(seed: int, decisions: int = 15, size: int = 64) -> Recording:

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mbrl import data
-from mbrl.mixture import load_mixture, weights
-from mbrl.settings import UserError, load_plain
+from mbrl.data import data
+from mbrl.experiment.settings import UserError, load_plain
+from mbrl.pretrain.mixture import load_mixture, weights
 from world_model.data import (
     BROKEN,
     ClipDataset,

@@ -15,10 +15,10 @@ import pytest
 import torch
 from tiny import different, train, weights
 
-from mbrl import checkpoints as checkpoints_module
 from mbrl import mbpo, rollout
 from mbrl.collector import Collector
-from world_model.learner import WorldModelLearner
+from mbrl.experiment import checkpoints as checkpoints_module
+from world_model.ivideogpt.learner import WorldModelLearner
 
 EVERY = 40  # checkpoint_every_frames of a tiny run
 

@@ -11,9 +11,9 @@ import pytest
 from synthetic import HEAD, compared, run, settings, two_tasks, words
 from tiny import Command
 
-from mbrl.compare import main, read
-from mbrl.report import foreign
-from mbrl.report.results import Curve
+from mbrl.compare import foreign
+from mbrl.compare.compare import main, read
+from mbrl.compare.results import Curve
 
 
 @pytest.fixture

@@ -17,12 +17,12 @@ from agents import Uniform
 from mbrl import mbpo
 from mbrl.collector import Collector
 from mbrl.evaluate import Evaluation
+from mbrl.experiment.run import Run, stream_seed
+from mbrl.experiment.session import Session
+from mbrl.experiment.settings import load
 from mbrl.mbpo import MBPO
 from mbrl.replay import Episode, ReplayBuffer, Starts
 from mbrl.rollout import dream, to_float, to_uint8
-from mbrl.run import Run, stream_seed
-from mbrl.settings import load
-from mbrl.trainer import Trainer
 from mbrl.validate import CLIPS, cut_clips, validate
 from world_model import Clips, Dream
 from world_model.api import FrameRollout
@@ -230,12 +230,12 @@ def test_a_collected_episode_can_be_played_again(loop: Callable[..., MBPO]) -> N
     trained = loop()
     agent = Uniform(2, "cpu", seed=0)
     while trained.replay.num_episodes < 2:
-        trained.collector.act(agent)
-    for number, episode in enumerate(trained.collector.stored_episodes(2)):
-        obs, _ = trained.eval_env.reset(seed=stream_seed(trained.settings.seed, "episode", number))
+        trained.session.collector.act(agent)
+    for number, episode in enumerate(trained.session.collector.stored_episodes(2)):
+        obs, _ = trained.session.eval_env.reset(seed=stream_seed(trained.session.settings.seed, "episode", number))
         assert np.array_equal(obs[-3:], episode.frames[0])
         for action, reward, frame in zip(episode.actions, episode.rewards, episode.frames[1:], strict=True):
-            obs, earned, _, over, _ = trained.eval_env.step(action)
+            obs, earned, _, over, _ = trained.session.eval_env.step(action)
             assert np.float32(earned) == reward
             assert np.array_equal(obs[-3:], frame)
         assert over
@@ -290,9 +290,9 @@ def test_validation_sees_only_evaluation_episodes(run_root: Path, monkeypatch: p
     evaluated: list[Episode] = []
     validated: list[Episode] = []
     trained_on: list[Episode] = []
-    evaluate, add = Trainer.evaluate, Collector.add
+    evaluate, add = Session.evaluate, Collector.add
 
-    def spied_evaluate(self: Trainer) -> Evaluation:
+    def spied_evaluate(self: Session) -> Evaluation:
         evaluated.extend((result := evaluate(self)).episodes)
         return result
 
@@ -300,7 +300,7 @@ def test_validation_sees_only_evaluation_episodes(run_root: Path, monkeypatch: p
         trained_on.append(episode)
         add(self, episode)
 
-    monkeypatch.setattr(Trainer, "evaluate", spied_evaluate)
+    monkeypatch.setattr(Session, "evaluate", spied_evaluate)
     monkeypatch.setattr(Collector, "add", spied_add)
     monkeypatch.setattr(mbpo, "validate", lambda world, episodes, *_: validated.extend(episodes) or ({}, None))
     train(run_root, "num_train_frames=100", "num_eval_episodes=3", "eval_every_frames=20")

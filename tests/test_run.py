@@ -18,11 +18,11 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import envs
-from mbrl.command import command
-from mbrl.logger import NonFinite, cut
-from mbrl.run import Run, RunFinished, run_folder, stored_settings, stream_seed
-from mbrl.settings import Settings, UserError, load
-from mbrl.video import encode_gif
+from mbrl.experiment.command import command
+from mbrl.experiment.logger import NonFinite, cut
+from mbrl.experiment.run import Run, RunFinished, run_folder, stored_settings, stream_seed
+from mbrl.experiment.settings import Settings, UserError, load
+from mbrl.experiment.video import encode_gif
 
 RESULT_FILES = ("metrics.jsonl", "train.csv", "eval.csv")
 
@@ -291,7 +291,7 @@ def test_command_lets_bugs_through_and_is_content_with_a_finished_run() -> None:
 
 MEMORY = """
 import resource, torch
-from mbrl.command import keep_memory
+from mbrl.experiment.command import keep_memory
 keep_memory()
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt

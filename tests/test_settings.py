@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import pytest
 import torch
 
-from mbrl import settings
-from mbrl.pretrain import PretrainSettings
-from mbrl.settings import CONFIG_DIR, Settings, UserError, build, flatten, load, pick_device, to_dict
+from mbrl.experiment import settings
+from mbrl.experiment.settings import CONFIG_DIR, Settings, UserError, build, flatten, load, pick_device, to_dict
+from mbrl.pretrain.pretrain import PretrainSettings
 
 PAPER_TASKS = {  # where the published curves end, in frames
     "button-press-topdown-wall": 60_000,

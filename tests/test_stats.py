@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from mbrl.report.stats import Estimate, area, bootstrap, improvement, iqm, profile, smallest_p, time_to
+from mbrl.compare.stats import Estimate, area, bootstrap, improvement, iqm, profile, smallest_p, time_to
 
 # -- by hand -----------------------------------------------------------------------------------------------------------
 

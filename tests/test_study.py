@@ -8,16 +8,16 @@ import torch
 from safetensors.torch import load_file
 from tiny_world import TOKENIZER, TRANSFORMER, make_clips
 
-from mbrl import study
-from mbrl.efficiency import kept_for_backward, variants
-from mbrl.models import make_model, sizes
-from mbrl.predict import Prediction, PredictSettings
-from mbrl.settings import load_plain
+from mbrl.experiment.settings import load_plain
+from mbrl.predict.predict import Prediction, PredictSettings
+from mbrl.pretrain.models import make_model, sizes
+from mbrl.study import study
+from mbrl.study.efficiency import kept_for_backward, variants
 from world_model import IVideoGPT, TokenizerConfig
 from world_model.data import ClipDataset, Recording, write_shard
-from world_model.learner import Clips
-from world_model.per_frame import PerFrameGPT
-from world_model.weights import TOKENIZER_FILE, TRANSFORMER_FILE
+from world_model.ivideogpt.learner import Clips
+from world_model.ivideogpt.per_frame import PerFrameGPT
+from world_model.ivideogpt.weights import TOKENIZER_FILE, TRANSFORMER_FILE
 
 FRAMES, SIDE = 7, 64
 

@@ -10,10 +10,10 @@ import envs
 from envs import suites
 from envs.toy import Toy
 from mbrl.collector import collect_demonstrations as collect
-from mbrl.compare import score_name
-from mbrl.report import foreign
-from mbrl.report.results import Curve, read_run
-from mbrl.settings import load
+from mbrl.compare import foreign
+from mbrl.compare.compare import score_name
+from mbrl.compare.results import Curve, read_run
+from mbrl.experiment.settings import load
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from tiny import Command, tiny
 
-from mbrl import slurm, sweep
-from mbrl.run import lock_folder
-from mbrl.sweep import LocalProcess, PlannedRun, main, plan, work_off
+from mbrl.experiment.run import lock_folder
+from mbrl.sweep import slurm, sweep
+from mbrl.sweep.runs import PlannedRun, plan
+from mbrl.sweep.sweep import LocalProcess, main, work_off
 
 COMMON = ("preset=smoke", "device=cpu")
 
@@ -185,8 +186,8 @@ def test_a_sweep_with_a_failing_run_and_again(typed: Command, run_root: Path) ->
 
 STAND_IN = """
 import sys
-from mbrl import sweep
-from mbrl.command import command
+from mbrl.sweep import sweep
+from mbrl.experiment.command import command
 sweep.PlannedRun.command = property(lambda run: [sys.executable, "-I", str(run.folder / "code.py")])
 command(sweep.main)
 """

@@ -12,7 +12,7 @@ from test_pretrain import final_weights, moving_square, words
 from together import Steady, free_port, pretrain_together, together
 from torch.multiprocessing.spawn import ProcessExitedException
 
-from mbrl import pretrain
+from mbrl.pretrain import pretrain
 from world_model.data import write_shard
 
 UPDATES = 10

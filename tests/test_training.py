@@ -13,12 +13,12 @@ from tiny import Command, Shell, checkpoints, different, tiny, train, weights
 
 from agents import Agent, DrQv2, TransitionBatch
 from mbrl import evaluate, resume
+from mbrl.experiment.run import Run
+from mbrl.experiment.session import Session
+from mbrl.experiment.settings import load
 from mbrl.online import Online
 from mbrl.replay import ReplayBuffer
-from mbrl.run import Run
-from mbrl.settings import load
 from mbrl.train import main
-from mbrl.trainer import Trainer
 from world_model import IVideoGPT
 
 # -- what a run leaves -------------------------------------------------------------------------------------------------
@@ -119,15 +119,15 @@ DEMONSTRATED = (
 
 def cut(run_root: Path, frame: int, *words: str) -> None:
     """Train until `frame`."""
-    act = Trainer.act
+    act = Session.act
 
-    def until(self: Trainer, agent: Agent) -> None:
+    def until(self: Session, agent: Agent) -> None:
         act(self, agent)
         if self.frame == frame:
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "act", until)
+        patch.setattr(Session, "act", until)
         with pytest.raises(KeyboardInterrupt):
             train(run_root, *words)
 
@@ -178,7 +178,7 @@ def test_the_seed_policy_is_the_clone_with_its_own_noise(run_root: Path) -> None
 def test_demonstrations_have_their_share_of_each_batch(run_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = load(tiny(run_root, "agent=drqv2", "batch_size=8", "demonstration_share=linear(0.5,0.25,40)"))
     with Run.open(settings) as run:
-        trainer = Online(run)
+        trainer = Online(run).session
         trainer.begin()
         monkeypatch.setattr(trainer.demonstrations, "sample", lambda count: coded(count, 1.0))
         shares = []

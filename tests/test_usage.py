@@ -9,9 +9,15 @@ from tiny import Command, Shell
 import envs
 from benchmarks import bench
 from mbrl import __main__ as listing
-from mbrl import compare, data, doctor, evaluate, predict, pretrain, resume, study, sweep, tasks, train
-from mbrl.settings import CONFIG_DIR, flatten, load, to_dict
-from mbrl.usage import entries, verbs
+from mbrl import doctor, evaluate, resume, tasks, train
+from mbrl.compare import compare
+from mbrl.data import data
+from mbrl.experiment.settings import CONFIG_DIR, flatten, load, to_dict
+from mbrl.experiment.usage import entries, verbs
+from mbrl.predict import predict
+from mbrl.pretrain import pretrain
+from mbrl.study import study
+from mbrl.sweep import sweep
 
 MODULES = (bench, compare, data, doctor, evaluate, predict, pretrain, resume, study, sweep, tasks, train)
 

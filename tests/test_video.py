@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageSequence
 
-from mbrl.video import GAP, HEADER, dream_grid, encode_gif, side_by_side, write_gif
+from mbrl.experiment.video import GAP, HEADER, dream_grid, encode_gif, side_by_side, write_gif
 
 
 def noise(*shape: int, seed: int = 0) -> np.ndarray:

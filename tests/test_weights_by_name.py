@@ -12,7 +12,7 @@ import torch
 from tiny_world import LEARNER
 
 from mbrl.build import ROOT, at_random, beyond_the_start, find_pretrained, make_world
-from mbrl.settings import UserError, load
+from mbrl.experiment.settings import UserError, load
 
 SMALL = "world_model/pretrained/small"
 

@@ -7,14 +7,15 @@ import torch
 import torch.nn.functional as F
 from tiny_world import LEARNER, TOKENIZER, TRANSFORMER, make_clips, make_model
 
-from world_model import IVideoGPT, TokenLayout, symlog, transformer
-from world_model.blocks import Upsample
-from world_model.learner import Clips, WorldModelLearner
+from world_model import IVideoGPT, TokenLayout, symlog
+from world_model.ivideogpt import transformer
+from world_model.ivideogpt.blocks import Upsample
+from world_model.ivideogpt.learner import Clips, WorldModelLearner
+from world_model.ivideogpt.quantizer import VectorQuantizer
+from world_model.ivideogpt.rollout import sample
+from world_model.ivideogpt.transformer import FewRows
 from world_model.metrics import copied_share, correlation, moving_errors, psnr
 from world_model.precision import autocast_dtype
-from world_model.quantizer import VectorQuantizer
-from world_model.rollout import sample
-from world_model.transformer import FewRows
 
 # -- layout ----------------------------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ import dataclasses
 import torch
 
 from world_model import IVideoGPT, TokenizerConfig, TransformerConfig
-from world_model.learner import Clips, LearnerConfig
+from world_model.ivideogpt.learner import Clips, LearnerConfig
 
 TOKENIZER = TokenizerConfig(
     in_channels=3,

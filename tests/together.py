@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from torch.multiprocessing.spawn import start_processes
 
-from mbrl import pretrain
+from mbrl.pretrain import pretrain
 from world_model import IVideoGPT
-from world_model.learner import WorldModelLearner
+from world_model.ivideogpt.learner import WorldModelLearner
 
 PROCESSES = 2
 
 
 def together(function: Callable[..., None], *arguments: Any) -> None:
     """`function(rank, *arguments)` in two processes. Raises what torch raises when one of them fails or is killed."""
-    multiprocessing.set_forkserver_preload(["mbrl.pretrain"])  # imported once: that takes longer than a test
+    multiprocessing.set_forkserver_preload(["mbrl.pretrain.pretrain"])  # imported once: that takes longer than a test
     start_processes(function, arguments, nprocs=PROCESSES, start_method="forkserver")
 
 

@@ -2,11 +2,12 @@
 
 from world_model.api import Clips, Dream, Origin, Rollout, Step, WorldModel, imagine
 from world_model.heads import HEADS, symexp, symlog
-from world_model.layout import TokenLayout
-from world_model.model import IVideoGPT, Prediction
-from world_model.tokenizer import TokenizerConfig
-from world_model.transformer import TransformerConfig
-from world_model.weights import WeightsError
+from world_model.ivideogpt.layout import TokenLayout
+from world_model.ivideogpt.model import IVideoGPT
+from world_model.ivideogpt.network import Prediction
+from world_model.ivideogpt.tokenizer import TokenizerConfig
+from world_model.ivideogpt.transformer import TransformerConfig
+from world_model.ivideogpt.weights import WeightsError
 
 __all__ = [
     "HEADS",

@@ -28,9 +28,9 @@ from torch import Tensor, nn
 
 from world_model.api import Clips, ClipSampler, Dream, FrameRollout, Origin, is_due
 from world_model.heads import HEADS, Head
+from world_model.ivideogpt.weights import WeightsError
 from world_model.metrics import moved, moving_errors
 from world_model.precision import autocast_dtype
-from world_model.weights import WeightsError
 
 UNCHANGED = -2.0  # logit of the gate of a network that knows nothing
 

@@ -17,12 +17,12 @@ from agents.networks import random_shift
 from benchmarks.workers.lines import use_cores
 from benchmarks.workers.pipe import serve
 from mbrl.build import environment_keywords, make_buffer
-from mbrl.command import keep_memory
+from mbrl.experiment.command import keep_memory
+from mbrl.experiment.settings import Settings, load
 from mbrl.replay import Episode, SegmentBatch
 from mbrl.rollout import to_clips, to_float
-from mbrl.settings import Settings, load
 from world_model import IVideoGPT, imagine
-from world_model.learner import WorldModelLearner
+from world_model.ivideogpt.learner import WorldModelLearner
 
 
 def read(spec: dict[str, Any], name: str) -> dict[str, Tensor]:
@@ -76,7 +76,7 @@ class Dreams:
             seen.append(logits.float())
             return next(given)[:, None]
 
-        module: Any = importlib.import_module("world_model.rollout")
+        module: Any = importlib.import_module("world_model.ivideogpt.rollout")
         original, module.sample = module.sample, sample
         dream = self.dream(temperature=0)
         module.sample = original

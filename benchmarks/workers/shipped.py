@@ -13,7 +13,7 @@ from gymnasium.utils import seeding
 from benchmarks.workers.ours import Decisions, read
 from benchmarks.workers.pipe import serve
 from envs.rendering import choose_backend
-from mbrl.settings import load
+from mbrl.experiment.settings import load
 
 
 class Shipped(Decisions):

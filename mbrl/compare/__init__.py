@@ -1,0 +1,1 @@
+"""Runs weighed against each other: `python -m mbrl.compare`."""

@@ -1,0 +1,241 @@
+"""Learning curves read back from disk: ours from run folders; which of them may be compared with which.
+
+A run folder gives its scores in eval.csv, its protocol in config.yaml and the versions of the simulator in git.json.
+Files of other projects are read by `mbrl/compare/foreign.py` into the same `Curve`.
+"""
+
+import csv
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from glob import glob, has_magic
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+import envs
+from mbrl.compare.stats import Array
+from mbrl.experiment.identity import BETWEEN_SEEDS, differences, uses, with_defaults
+from mbrl.experiment.logger import EVAL, EVAL_COLUMNS
+from mbrl.experiment.run import CONFIG, PROVENANCE, SIMULATORS
+from mbrl.experiment.settings import UserError, flatten
+
+EVERYWHERE = ("protocol", "action_repeat", *SIMULATORS)
+WITHIN_A_TASK = ("success_bonus", "demonstrations", "episode_frames")
+# Weights that were pre-trained on other tasks of a suite that agents are judged on.
+IN_DOMAIN = {"world_model/pretrained/small": "metaworld"}
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C it is ten times as quick, and there are many runs
+
+
+class NothingThere(UserError):
+    """A run without an evaluation so far."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """The evaluations of one run, P of them, by rising frames."""
+
+    task: str  # as `envs.canonical` spells it
+    method: str
+    seed: str
+    frames: Array  # (P,)
+    scores: Array  # (P,), 0 to 1: success rate, or the share of the highest return
+    minutes: Array | None  # (P,) of training until then
+    episodes: int  # behind each score; 0 where nobody says
+    source: Path
+    protocol: str  # in words; only scores of one protocol are weighed against each other
+    rules: Mapping[str, str]  # what must agree before runs are compared; empty for other people's results
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    machine: str = ""
+
+    @property
+    def ours(self) -> bool:
+        return bool(self.rules)
+
+
+def given(curve: Curve) -> list[str]:
+    """What a run of ours had beside its own experience, by its config."""
+    config, agent = curve.config, str(curve.config["agent"])
+    found = []
+    pretrained, demonstrations = config.get("world_model.pretrained", "none"), config.get("demonstrations", 0)
+    if config.get("world_model.kind") == "simulator" and uses(agent, "world_model.kind"):
+        found.append("the simulator itself as world model")
+    elif pretrained != "none" and uses(agent, "world_model.pretrained"):
+        domain = "in-domain " if IN_DOMAIN.get(pretrained) == envs.suite_of(curve.task).name else ""
+        found.append(f"{domain}pre-training of the world model ({pretrained})")
+    # Runs before bc_schedule called it guide_schedule.
+    cloning = config.get("drqv2.bc_schedule", config.get("drqv2.guide_schedule", "0"))
+    if demonstrations and str(cloning) != "0" and uses(agent, "drqv2.bc_schedule"):
+        found.append("behaviour cloning")
+    if demonstrations:
+        found.append(f"{demonstrations} demonstrations in the replay buffer")
+    return found
+
+
+def find(patterns: Sequence[str], left_out: Path) -> tuple[list[Path], list[Path], list[Path]]:
+    """Run folders that were named, run folders found below others, and files; globs are expanded, in order.
+
+    Raises UserError for a pattern behind which there is nothing. `left_out` is not searched.
+    """
+    named: list[Path] = []
+    found: list[Path] = []
+    files: list[Path] = []
+    for pattern in patterns:
+        paths = (
+            [Path(path) for path in sorted(glob(pattern, recursive=True))] if has_magic(pattern) else [Path(pattern)]
+        )
+        before = len(named) + len(found) + len(files)
+        for path in paths:
+            if path.is_file():
+                files.append(path)
+            elif (path / CONFIG).exists() or (path / EVAL).exists():
+                (found if has_magic(pattern) else named).append(path)
+            elif path.is_dir():
+                _search(path, left_out, found, files)
+        if len(named) + len(found) + len(files) == before:
+            raise UserError(f"{pattern}: there is no run and no file of results; make train and make sweep make runs")
+    return list(dict.fromkeys(named)), [x for x in dict.fromkeys(found) if x not in named], list(dict.fromkeys(files))
+
+
+def _search(root: Path, left_out: Path, found: list[Path], files: list[Path]) -> None:
+    """Run folders below `root`, without walking into them: a replay can hold a million files."""
+    for here, folders, names in os.walk(root):
+        path = Path(here)
+        if path.resolve() == left_out.resolve():
+            folders.clear()
+        elif EVAL in names:
+            found.append(path)
+            folders.clear()
+        elif CONFIG in names:
+            folders.clear()  # a run that has not begun, or a pre-training
+        else:
+            files += [path / name for name in names if name.endswith((".csv", ".jsonl", ".json.gz"))]
+            folders.sort()
+
+
+def read_run(folder: Path, note: Callable[[str], None]) -> Curve:
+    """The evaluations of a run folder. Raises UserError, one line, for anything that is not whole."""
+    config = _config(folder)
+    task = str(config["task"])
+    rows = _rows(folder / EVAL, note)
+    frames, wall_time = rows["frame"], rows["wall_time_s"]
+    if np.any(np.diff(frames) <= 0):
+        raise UserError(f"{folder / EVAL}: its frames do not rise; leave this run out or remove its folder")
+    suite = envs.suite_of(task)
+    config["episode_frames"] = config.get("episode_frames") or suite.episode_frames
+    if suite.highest_reward is None:
+        scores = rows["success_rate"]
+    else:
+        scores = rows["episode_return"] / (suite.highest_reward * float(config["episode_frames"]))
+    versions, machine = _provenance(folder)
+    rules = {key: str(config.get(key)) for key in ("protocol", "action_repeat", *WITHIN_A_TASK)}
+    rules |= {name: versions.get(name, "unknown") for name in suite.packages}
+    variant = config.get("variant") or ""
+    return Curve(
+        task=task,
+        method=f"{config['agent']}-{variant}" if variant else str(config["agent"]),
+        seed=str(config["seed"]),
+        frames=frames,
+        scores=scores,
+        minutes=wall_time / 60,
+        episodes=int(rows["episodes"].min()),
+        source=folder,
+        protocol=f"protocol {config.get('protocol')}, action repeat {config.get('action_repeat')}",
+        rules=rules,
+        config=config,
+        machine=f"{machine}, {config.get('threads')} threads",
+    )
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    try:
+        config = yaml.load(path.read_text(), LOADER)
+    except FileNotFoundError:
+        raise UserError(f"{folder} is no run folder: it has no {CONFIG}") from None
+    except (yaml.YAMLError, UnicodeDecodeError):
+        raise UserError(f"{path} is damaged; leave this run out") from None
+    if not isinstance(config, dict) or not {"task", "agent", "seed"} <= config.keys():
+        raise UserError(f"{path} is damaged: it names no task, agent and seed; leave this run out")
+    try:
+        return flatten(config) | flatten(with_defaults(config))
+    except UserError:  # of a task, agent, preset or protocol that this version does not have: as it is
+        return flatten(config)
+
+
+def _rows(path: Path, note: Callable[[str], None]) -> dict[str, Array]:
+    """The columns of an eval.csv. A last line that was cut off is left out with a note."""
+    text = path.read_text(errors="replace") if path.exists() else ""
+    lines = text.splitlines()
+    if lines and not text.endswith("\n"):
+        lines.pop()
+        note(f"{path}: its last line is cut off and was left out")
+    if len(lines) < 2:
+        raise NothingThere(f"{path.parent} holds no evaluation yet")
+    header, *body = csv.reader(lines)
+    if tuple(header[: len(EVAL_COLUMNS)]) != EVAL_COLUMNS:
+        raise UserError(f"{path} does not begin with the columns {','.join(EVAL_COLUMNS)}; leave this run out")
+    for number, row in enumerate(body, start=2):
+        if len(row) != len(header):
+            raise UserError(f"{path} line {number} is damaged: {len(row)} values in place of {len(header)}")
+        for name, value in zip(EVAL_COLUMNS, row, strict=False):
+            if not _is_number(value):
+                raise UserError(f"{path} line {number}: {name} is {value or 'empty'}, which is no finite number")
+    columns = np.array([row[: len(EVAL_COLUMNS)] for row in body], np.float64).T
+    return dict(zip(EVAL_COLUMNS, columns, strict=True))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _provenance(folder: Path) -> tuple[dict[str, str], str]:
+    """Versions and machine of a run. Where a restart changed one, all of them: that run is comparable with none."""
+    try:
+        starts = json.loads((folder / PROVENANCE).read_text())["starts"]
+        packages = {name: sorted({str(start["versions"].get(name)) for start in starts}) for name in SIMULATORS}
+        machines = {f"{start['machine']['cpus']} CPUs, {start['machine']['gpu'] or 'no GPU'}" for start in starts}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}, "unknown machine"
+    return {name: " then ".join(found) for name, found in packages.items() if found}, " then ".join(sorted(machines))
+
+
+def check(curves: Sequence[Curve]) -> None:
+    """Refuses what must not stand in one comparison. Raises UserError that names two runs and where they differ."""
+    ours = [curve for curve in curves if curve.ours]
+    for keys, group in ((EVERYWHERE, lambda curve: ""), (WITHIN_A_TASK, lambda curve: curve.task)):
+        seen: dict[tuple[str, str], tuple[str, Curve]] = {}
+        for curve in ours:
+            for key in keys:
+                if key not in curve.rules:
+                    continue
+                value, first = seen.setdefault((group(curve), key), (curve.rules[key], curve))
+                if value != curve.rules[key]:
+                    raise UserError(
+                        f"{first.source} and {curve.source} must not be compared: {key} is {value} in the first and "
+                        f"{curve.rules[key]} in the second; choose runs that agree with RUNS=..."
+                    )
+    methods: dict[tuple[str, str], Curve] = {}
+    places: dict[tuple[str, str, str], Curve] = {}
+    for curve in curves:
+        twin = places.setdefault((curve.task, curve.method, curve.seed), curve)
+        if twin is not curve:
+            raise UserError(
+                f"{twin.source} and {curve.source} are both seed {curve.seed} of {curve.method} on {curve.task}; "
+                "choose one with RUNS=..."
+            )
+        first = methods.setdefault((curve.task, curve.method), curve)
+        if other := differences(first.config, curve.config, BETWEEN_SEEDS):
+            shown = ", ".join(f"{key} {first.config[key]} and {curve.config[key]}" for key in other[:3])
+            more = f" and {len(other) - 3} more keys" if len(other) > 3 else ""
+            raise UserError(
+                f"{first.source} and {curve.source} are not seeds of one method: {shown}{more}; "
+                "choose runs that agree with RUNS=..., and give changed runs a variant=<name>"
+            )

@@ -1,0 +1,1 @@
+"""Video to pre-train on: `python -m mbrl.data`."""

@@ -1,0 +1,111 @@
+"""Meta-world episodes to pre-train on, played by scripted experts and by policies that know nothing.
+
+A source like the readers in `world_model/data/`: `make data SOURCE=metaworld`. By default it plays the 44 tasks
+outside the paper's six, so that pre-training never sees a task that an agent is later judged on. An episode depends on
+its task, number and seed alone.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+
+import envs
+from envs.metaworld import PAPER_TASKS, TASKS
+from mbrl.collector import expert_action, record
+from mbrl.experiment.run import stream_seed
+from mbrl.experiment.settings import UserError
+from world_model.data import Recording
+from world_model.data.source import NamedClip
+
+# What plays the episodes of a task, in turn. An agent that learns is at first random, later a noisy expert.
+BEHAVIOURS = ("expert", "expert", "wander", "expert", "expert", "wander", "expert", "uniform")
+MAX_NOISE = 1.0  # standard deviation added to an expert's actions: one value an episode, uniformly up to this
+WANDER_MEMORY = 0.9  # correlation of a wanderer's actions from one decision to the next
+
+GROUPS = {"pretraining": tuple(task for task in TASKS if task not in PAPER_TASKS), "paper": PAPER_TASKS}
+
+
+def chosen_tasks(words: tuple[str, ...]) -> list[str]:
+    """The tasks that `task_names=[...]` means: names of tasks and of groups."""
+    tasks: list[str] = []
+    for word in words:
+        tasks += GROUPS[word] if word in GROUPS else [envs.canonical(word)]
+    if other := [task for task in tasks if task not in TASKS]:
+        raise UserError(f"task_names: {other[0]} is not a task of Meta-world")
+    return list(dict.fromkeys(tasks))
+
+
+@dataclasses.dataclass(frozen=True)
+class ScriptedPlay:
+    task_names: tuple[str, ...]
+    episodes_per_task: int
+    seed: int
+    action_repeat: int
+    episode_frames: int | None
+    success_bonus: float
+    image_size: int
+    camera: str
+    render_quality: Literal["fast", "paper"]
+
+    @property
+    def unit(self) -> str:
+        return "episode"
+
+    def shards(self, size: int) -> dict[str, Sequence[tuple[str, int]]]:
+        """A task's episodes are shards of their own, so that one simulator plays a shard."""
+        shards: dict[str, Sequence[tuple[str, int]]] = {}
+        for task in chosen_tasks(self.task_names):
+            for number, first in enumerate(range(0, self.episodes_per_task, size)):
+                episodes = range(first, min(first + size, self.episodes_per_task))
+                shards[f"{task}-{number:03d}"] = [(task, episode) for episode in episodes]
+        return shards
+
+    def clips(self, units: Sequence[tuple[str, int]]) -> Iterator[NamedClip]:
+        env = envs.make(
+            units[0][0],
+            action_repeat=self.action_repeat,
+            frame_stack=1,
+            episode_frames=self.episode_frames,
+            success_bonus=self.success_bonus,
+            image_size=self.image_size,
+            camera=self.camera,
+            render_quality=self.render_quality,
+        )
+        try:
+            for task, episode in units:
+                yield f"{task} {episode}", partial(play, env, task, self.seed, episode)
+        finally:
+            env.close()
+
+
+def play(env: Any, task: str, seed: int, episode: int) -> Recording:
+    """The `episode`-th episode of a task."""
+    generator = np.random.default_rng(stream_seed(seed, "behaviour", task, episode))
+    act = _behaviour(env, BEHAVIOURS[episode % len(BEHAVIOURS)], generator)
+    played = record(env, lambda obs: act().clip(-1, 1).astype(np.float32), stream_seed(seed, "data", task, episode))
+    return Recording(played.frames, played.actions, played.rewards, played.successes)
+
+
+def _behaviour(env: Any, name: str, generator: np.random.Generator) -> Callable[[], np.ndarray]:
+    """A policy that needs no picture: it knows the simulator, or nothing."""
+    size = env.action_space.shape[0]
+    if name == "uniform":
+        return lambda: generator.uniform(-1, 1, size)
+    if name == "wander":
+        action = generator.normal(size=size)
+
+        def wander() -> np.ndarray:
+            nonlocal action
+            action = WANDER_MEMORY * action + (1 - WANDER_MEMORY**2) ** 0.5 * generator.normal(size=size)
+            return action
+
+        return wander
+    noise = generator.uniform(0, MAX_NOISE)
+
+    def expert() -> np.ndarray:
+        return expert_action(env) + noise * generator.normal(size=size)
+
+    return expert

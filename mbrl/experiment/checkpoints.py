@@ -1,0 +1,223 @@
+"""Checkpoints that survive a kill at any instant.
+
+    save(folder, frame, {"agent.safetensors": weights, "agent.pt": state, "state.json": counters})
+    newest = latest(folder)                    # verified, or None when there is none yet
+    agent.load_state(newest.load("agent.pt"))
+
+A checkpoint is a folder `<frame, 9 digits>/`. It is written under a temporary name, every file is synced, and
+only then it gets its name, so a folder with a proper name was once whole. `manifest.json` holds the size and
+SHA-256 of every file, which finds what a disk or a user broke later. A file's ending says how it is stored:
+
+    .safetensors   dict[str, Tensor]                 weights
+    .pt            tensors, numbers, nested dicts    torch.save; read with weights_only, so never a pickle
+    .json          plain numbers and text
+"""
+
+import dataclasses
+import errno
+import hashlib
+import io
+import json
+import os
+import pickle
+import shutil
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any, BinaryIO, cast
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from mbrl.experiment.episodes import sync_folder
+from mbrl.experiment.settings import UserError
+
+KEEP = 2
+MANIFEST = "manifest.json"
+TEMPORARY = ".tmp-"
+REPLACED = f"{TEMPORARY}replaced-"
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint on disk; its parts are read when they are asked for."""
+
+    path: Path
+    frame: int
+
+    def load(self, name: str, device: torch.device | str = "cpu") -> Any:
+        """The part saved as `name`, tensors on `device`. Raises UserError if there is no such part."""
+        path = self.path / name
+        if not path.exists():
+            raise UserError(f"{self.path} has no {name}: it was saved by another kind of run")
+        try:
+            if path.suffix == ".safetensors":
+                return safetensors.torch.load_file(path, device=str(device))
+            if path.suffix == ".pt":
+                return torch.load(path, map_location=device, weights_only=True)
+            return json.loads(path.read_text())
+        except (safetensors.SafetensorError, pickle.UnpicklingError, ValueError) as error:
+            raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]}): remove {self.path}") from error
+
+
+def save(folder: Path, frame: int, parts: Mapping[str, Any]) -> Checkpoint:
+    """Write a checkpoint of `parts` (file name -> content) and keep the newest two.
+
+    Raises UserError when the disk is full; what was saved before stays as it was.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _restore(folder)
+    _sweep(folder)
+    temporary, final = folder / f"{TEMPORARY}{frame:09d}", folder / f"{frame:09d}"
+    try:
+        temporary.mkdir()
+        manifest = {name: _write(temporary / name, content) for name, content in parts.items()}
+        _write(temporary / MANIFEST, manifest)
+        sync_folder(temporary)
+        if final.exists():  # the same frame again: a damaged one, or one without the final evaluation
+            os.rename(final, folder / f"{REPLACED}{frame:09d}")
+        os.rename(temporary, final)
+        sync_folder(folder)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        _restore(folder)
+        if error.errno not in FULL:
+            raise
+        kept = [path.name for path in _checkpoints(folder)]
+        last = f"the last good one ({kept[-1]}) stays" if kept else "none was saved before"
+        raise UserError(
+            f"the disk is full: no checkpoint at frame {frame} in {folder}, {last}; make room and start again"
+        ) from error
+    _prune(folder)
+    return Checkpoint(final, frame)
+
+
+def latest(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint whose files are all what they were when saved; None if there never was one.
+
+    A damaged one is named in a warning and the one before it is taken. Raises UserError if all are damaged.
+    """
+    _restore(folder)
+    paths = _checkpoints(folder)
+    damages: list[str] = []
+    for path in reversed(paths):
+        damage = _damage(path)
+        if damage is None:
+            for message in damages:
+                warnings.warn(f"{message}; going back to {path.name}", stacklevel=2)
+            return Checkpoint(path, int(path.name))
+        damages.append(f"checkpoint {path} is damaged ({damage})")
+    if damages:
+        raise UserError(f"{damages[0]} and no older one is good: remove the run folder to start over")
+    return None
+
+
+class _HashingWriter(io.RawIOBase):
+    """A file that counts and hashes what passes through, and keeps the first error of the disk.
+
+    torch.save can bury an OSError of the file below it under a RuntimeError, hence `error`.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.hash, self.size = file, hashlib.sha256(), 0
+        self.error: OSError | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        try:
+            self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+        self.hash.update(data)
+        self.size += memoryview(data).nbytes
+        return memoryview(data).nbytes
+
+
+def _write(path: Path, content: Any) -> dict[str, Any]:
+    """Write and sync one file; returns its entry in the manifest."""
+    with open(path, "wb") as file:
+        writer = _HashingWriter(file)
+        try:
+            _serialize(writer, path.suffix, content)
+            file.flush()
+        except (OSError, RuntimeError):
+            if writer.error is not None:
+                raise writer.error from None
+            raise
+        os.fsync(file.fileno())
+    return {"size": writer.size, "sha256": writer.hash.hexdigest()}
+
+
+def _serialize(writer: _HashingWriter, suffix: str, content: Any) -> None:
+    if suffix == ".safetensors":
+        tensors: dict[str, Tensor] = {name: tensor.contiguous() for name, tensor in content.items()}
+        writer.write(safetensors.torch.save(tensors))
+    elif suffix == ".pt":
+        torch.save(content, cast(IO[bytes], writer))
+    elif suffix == ".json":
+        writer.write(json.dumps(content, indent=1, allow_nan=False).encode())
+    else:
+        raise ValueError(f"a checkpoint stores .safetensors, .pt and .json, not {suffix!r}")
+
+
+def _damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint's files, or None."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        for name, entry in manifest.items():
+            size = (path / name).stat().st_size
+            if size != entry["size"]:
+                return f"{name} has {size} of {entry['size']} bytes"
+            with open(path / name, "rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
+                    return f"{name} has changed since it was saved"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{MANIFEST} cannot be read"
+    return None
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Folders that are named like checkpoints, oldest first."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.is_dir() and path.name.isdigit())
+
+
+def _prune(folder: Path) -> None:
+    """Drop all but the newest two that are complete; a broken one must not take a good one's place."""
+    complete = [path for path in _checkpoints(folder) if _is_complete(path)]
+    for path in _checkpoints(folder):
+        if path not in complete[-KEEP:]:
+            # Renamed first, so that a kill half-way never leaves a name that looks like a checkpoint.
+            os.rename(path, folder / f"{TEMPORARY}old-{path.name}")
+    _sweep(folder)
+
+
+def _is_complete(path: Path) -> bool:
+    """Cheap look at names and sizes only."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        return all((path / name).stat().st_size == entry["size"] for name, entry in manifest.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _restore(folder: Path) -> None:
+    """Give a checkpoint its name back if a save ended between taking it and giving it to the new one."""
+    for path in folder.glob(f"{REPLACED}*"):
+        final = folder / path.name.removeprefix(REPLACED)
+        if not final.exists():
+            os.rename(path, final)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what a killed or failed save left behind."""
+    for path in folder.glob(f"{TEMPORARY}*"):
+        shutil.rmtree(path)

@@ -1,0 +1,383 @@
+"""A run: its folder, its seeds, its logs and its checkpoints.
+
+    run = Run.open(settings)             # new, or continued from its last checkpoint
+    if run.checkpoint: agent.load_state(run.checkpoint.load("agent.pt"))
+    ...
+    run.record("agent", agent.update(batch))     # averaged on the device
+    run.step(frame)                              # progress bar; logs every log_every_frames
+    run.save(frame, {"agent.pt": agent.state(), ...})
+
+    runs/<task>/<agent>[-<variant>]/<seed>/
+        config.yaml      every key of the run
+        git.json         commit, versions and machine, of the start and of each restart
+        metrics.jsonl    every logged value, one JSON object a line
+        train.csv        one row an episode
+        eval.csv         frame,episode_return,success_rate,episodes,wall_time_s
+        tb/  videos/  checkpoints/  replay/
+
+What a frame logs must be logged before `save(frame)`: a restart keeps log lines up to the checkpoint's frame.
+"""
+
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import uuid
+import zlib
+from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import torch
+import yaml
+from omegaconf import OmegaConf
+from torch import Tensor
+from tqdm import tqdm
+
+import envs
+from mbrl.experiment import checkpoints
+from mbrl.experiment.checkpoints import Checkpoint
+from mbrl.experiment.identity import FREE_KEYS, differences, with_defaults
+from mbrl.experiment.logger import EVAL, TRAIN, Logger
+from mbrl.experiment.settings import Settings, UserError, build, flatten, pick_device, to_dict
+
+CONFIG = "config.yaml"
+PROVENANCE = "git.json"
+CHECKPOINTS = "checkpoints"
+STATE = "run.json"  # the part of a checkpoint that belongs to the run itself
+LOCK = ".lock"
+LOG = "sweep.log"  # what a run that a sweep started printed
+SMOKE = "smoke"
+SIMULATORS = tuple(dict.fromkeys(package for suite in envs.SUITES for package in suite.packages))
+PACKAGES = ("torch", "numpy", "gymnasium", *SIMULATORS, "hydra-core")
+KEEP_BOTH = "set variant=<name> to keep both, or remove the folder"
+
+
+class RunFinished(Exception):
+    """There is nothing left to do: this run reached its last frame. The message says so and how it ended."""
+
+
+class Run:
+    """An open run folder, locked against a second process. Made by `Run.open`."""
+
+    def __init__(self, settings: Settings, folder: Path, lock: TextIO, checkpoint: Checkpoint | None) -> None:
+        self.settings = settings
+        self.folder = folder
+        self.device = pick_device(settings.device)
+        self.checkpoint = checkpoint  # where to continue from, or None at the very beginning
+        self.start_frame = checkpoint.frame if checkpoint else 0
+        self._lock = lock
+        self._last_flush = self.start_frame
+        wall_time_s = checkpoint.load(STATE)["wall_time_s"] if checkpoint else 0.0
+        self.logger = Logger(folder, checkpoint.frame if checkpoint else None, wall_time_s)
+        self.progress = tqdm(
+            total=settings.num_train_frames,
+            initial=self.start_frame,
+            unit="frame",
+            dynamic_ncols=True,
+            # A log file wants a line now and then, a terminal a bar that moves.
+            mininterval=1 if sys.stderr.isatty() else 30,
+        )
+        self._shown: dict[str, str] = {}
+
+    @classmethod
+    def open(cls, settings: Settings) -> "Run":
+        """Create the run's folder, or continue the run that is in it; it may grow to more `num_train_frames`.
+
+        Raises RunFinished if it is complete, UserError if the folder holds a run of another method (see
+        `mbrl/experiment/identity.py`) or only damaged checkpoints, or if another process trains in it.
+        """
+        folder = run_folder(settings)
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = lock_folder(folder)
+        try:
+            if _holds(folder, smoke=True) and settings.preset != SMOKE:
+                _move_smoke_run(folder, _smoke_folder(settings))
+            begun = _has_begun(folder)
+            longer = begun and _check_same_run(folder, _stored(folder), settings, KEEP_BOTH)
+            checkpoint = checkpoints.latest(folder / CHECKPOINTS)
+            # A last checkpoint within an episode has left that episode out: a longer run begins it again.
+            if checkpoint and checkpoint.load(STATE)["finished"] and checkpoint.frame >= settings.num_train_frames:
+                raise RunFinished(_finished_line(folder, checkpoint))
+            (folder / "replay").mkdir(exist_ok=True)
+            (folder / "videos").mkdir(exist_ok=True)
+            identity = _write_provenance(folder, checkpoint)
+            if longer or not begun:
+                _write_text(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.create(to_dict(settings))))
+            run = cls(settings, folder, lock, checkpoint)
+        except BaseException:
+            lock.close()
+            raise
+        if settings.wandb:
+            name = "/".join(folder.parts[-3:])
+            run.logger.attach_wandb(name, identity, to_dict(settings))
+        return run
+
+    def record(self, prefix: str, metrics: Mapping[str, Tensor | float]) -> None:
+        """Scalars of one update, tagged `<prefix>/<name>`; logged as means every `log_every_frames`."""
+        self.logger.record(prefix, metrics)
+
+    def timed(self, name: str) -> AbstractContextManager[None]:
+        """Account the body's seconds to `time/<name>`."""
+        return self.logger.timed(name)
+
+    def step(self, frame: int) -> None:
+        """Tell the bar where training is; writes the recorded means when they are due.
+
+        Raises NonFinite if one of them is NaN or infinite.
+        """
+        self.progress.update(frame - self.progress.n)
+        if frame // self.settings.log_every_frames > self._last_flush // self.settings.log_every_frames:
+            self.flush(frame)
+
+    def flush(self, frame: int) -> None:
+        """Write the recorded means now. Raises NonFinite if one of them is NaN or infinite."""
+        self.logger.flush(frame)
+        self._last_flush = frame
+
+    def log(self, frame: int, values: Mapping[str, float]) -> None:
+        """Write numbers under their full tags at once, such as `imagined/reward_mean`."""
+        self.logger.scalars(frame, values)
+
+    def log_episode(self, frame: int, episode: int, episode_return: float, success: float) -> None:
+        """One finished training episode, the `episode`-th of the run."""
+        self.logger.episode(frame, episode, episode_return, success)
+        self._show(train_return=f"{episode_return:.1f}")
+
+    def log_eval(self, frame: int, episode_return: float, success_rate: float, episodes: int) -> None:
+        """Mean return and share of successes over the evaluation episodes."""
+        self.logger.evaluation(frame, episode_return, success_rate, episodes)
+        self._show(success=f"{success_rate:.2f}", eval_return=f"{episode_return:.1f}")
+
+    def log_video(self, tag: str, frame: int, gif: bytes) -> None:
+        """Keep a GIF (see `mbrl.experiment.video`) unless `video=false`."""
+        if self.settings.video:
+            self.logger.video(tag, frame, gif)
+
+    def save(self, frame: int, parts: Mapping[str, Any], *, finished: bool = False) -> None:
+        """Write a checkpoint (see `mbrl.experiment.checkpoints`). Raises NonFinite rather than save a broken run."""
+        self.flush(frame)
+        self.logger.sync()
+        state = {"finished": finished, "wall_time_s": self.logger.wall_time_s}
+        self.checkpoint = checkpoints.save(self.folder / CHECKPOINTS, frame, dict(parts) | {STATE: state})
+
+    def close(self) -> None:
+        """Close the logs and let another process have the folder. Safe to call twice."""
+        self.progress.close()
+        self.logger.close()
+        self._lock.close()
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _show(self, **values: str) -> None:
+        self._shown |= values
+        self.progress.set_postfix(self._shown, refresh=False)
+
+
+def run_folder(settings: Settings) -> Path:
+    """runs/<task>/<agent>[-<variant>]/<seed>; of a smoke run <agent>[-<variant>]-smoke where a real run is in that."""
+    folder = _folder(settings, settings.variant)
+    return _smoke_folder(settings) if settings.preset == SMOKE and _holds(folder, smoke=False) else folder
+
+
+def _folder(settings: Settings, variant: str) -> Path:
+    agent = f"{settings.agent}-{variant}" if variant else settings.agent
+    return Path(settings.run_root) / settings.task / agent / str(settings.seed)
+
+
+def _smoke_folder(settings: Settings) -> Path:
+    return _folder(settings, f"{settings.variant}-{SMOKE}" if settings.variant else SMOKE)
+
+
+def _holds(folder: Path, smoke: bool) -> bool:
+    """Whether a run of `preset=smoke`, or one of another preset, has begun here."""
+    return _has_begun(folder) and (_read_config(folder / CONFIG).get("preset") == SMOKE) == smoke
+
+
+def _move_smoke_run(folder: Path, aside: Path) -> None:
+    """Make room for a real run in `folder`, which stays locked: its smoke run replaces the one in `aside`."""
+    print(f"{folder} held a smoke run, which is now in {aside}", file=sys.stderr)
+    aside.mkdir(parents=True, exist_ok=True)
+    with lock_folder(aside):
+        shutil.rmtree(aside)
+        aside.mkdir()
+        for path in folder.iterdir():
+            if path.name not in (LOCK, LOG):  # both are open
+                os.replace(path, aside / path.name)
+
+
+def is_finished(settings: Settings) -> bool:
+    """Whether the run of these settings is complete. A run of another method is not this one; its device is no matter.
+
+    A quick look, for many runs: `Run.open` is the one that verifies.
+    """
+    folder = run_folder(settings)
+    newest = max((folder / CHECKPOINTS).glob("[0-9]*"), default=None)
+    try:
+        finished = newest is not None and bool(json.loads((newest / STATE).read_text())["finished"])
+        return finished and not _check_same_run(
+            folder, _stored(folder), settings, KEEP_BOTH, free=FREE_KEYS | {"device"}
+        )
+    except (OSError, ValueError, KeyError, TypeError):  # UserError is a ValueError
+        return False
+
+
+def stored_settings(asked: Settings, typed: Collection[str] = FREE_KEYS, free: frozenset[str] = FREE_KEYS) -> Settings:
+    """The settings that the run in `asked`'s folder was started with; `typed` keys that are `free`, as asked.
+
+    Raises UserError if there is no run, if a typed key that is not free differs from the run's, or if this version
+    of the code does not have the run's task, agent, preset or protocol.
+    """
+    folder = run_folder(asked)
+    if not (folder / CONFIG).exists():
+        raise UserError(f"there is no run in {folder}; start one with make train")
+    before = _stored(folder)
+    untyped = set(flatten(before)) - set(typed)
+    longer = _check_same_run(folder, before, asked, "leave these keys out", free=free | untyped)
+    grown = {"num_train_frames"} if longer and "num_train_frames" in typed else set()
+    changed = {key: getattr(asked, key) for key in free & {*typed, "run_root"} | grown}
+    return build(Settings, before | changed)
+
+
+def stream_seed(seed: int, *names: str | int) -> int:
+    """A seed for one stream of random numbers, such as `stream_seed(seed, "episode", 12)`.
+
+    Streams of different names are independent: drawing more from one (an evaluation, say) changes no other.
+    """
+    words = [zlib.crc32(name.encode()) if isinstance(name, str) else name for name in names]
+    return int(np.random.SeedSequence([seed, *words]).generate_state(1)[0])
+
+
+def lock_folder(folder: Path) -> TextIO:
+    """The folder's lock, held until the file is closed; the system frees it when the process dies."""
+    file = open(folder / LOCK, "w")  # noqa: SIM115, the lock lives as long as the run
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise UserError(f"another process is training in {folder}; wait until it ends, or stop it") from error
+    return file
+
+
+def _finished_line(folder: Path, checkpoint: Checkpoint) -> str:
+    rows = (folder / EVAL).read_text().splitlines()[1:] if (folder / EVAL).exists() else []
+    last = rows[-1].split(",") if rows else []
+    result = f", success rate {last[2]} and return {last[1]} over {last[3]} episodes" if last else ""
+    more = "A larger num_train_frames continues it; another seed or variant starts a new run"
+    return f"{folder} is finished: {checkpoint.frame} frames{result}. {more}"
+
+
+def _has_begun(folder: Path) -> bool:
+    """Whether there is anything to lose: a played episode or a checkpoint. A start that failed leaves neither."""
+    played = folder / TRAIN
+    rows = len(played.read_text().splitlines()) - 1 if played.exists() else 0
+    return (folder / CONFIG).exists() and (rows > 0 or any((folder / CHECKPOINTS).glob("*")))
+
+
+def _check_same_run(
+    folder: Path, before: Mapping[str, Any], settings: Settings, advice: str, free: Collection[str] = FREE_KEYS
+) -> bool:
+    """Whether `settings` are those of the run `before`, but for more frames. Raises UserError if it is another."""
+    old, now = flatten(before), flatten(to_dict(settings))
+    longer = bool(now["num_train_frames"] > old["num_train_frames"])
+    keys = differences(old, now, {*free, "num_train_frames"} if longer else free)
+    _refuse(folder, keys, old, now, advice)
+    return longer
+
+
+def check_same_config(folder: Path, settings: Any, among: Collection[str]) -> None:
+    """Raises UserError if one of the keys `among` has another value than in the config of this folder."""
+    before, now = flatten(_read_config(folder / CONFIG)), flatten(to_dict(settings))
+    keys = [key for key in now | before if key in among and before.get(key) != now.get(key)]
+    _refuse(folder, keys, before, now, "choose another folder to keep both, or remove this one")
+
+
+def _refuse(folder: Path, keys: list[str], before: Mapping[str, Any], now: Mapping[str, Any], advice: str) -> None:
+    if keys:
+        shown = [f"{key} was {before.get(key, 'not set')}, is {now.get(key, 'not set')}" for key in keys[:6]]
+        more = f" and {len(keys) - 6} more" if len(keys) > 6 else ""
+        raise UserError(f"{folder} holds a run of another config ({'; '.join(shown)}{more}): {advice}")
+
+
+def _stored(folder: Path) -> dict[str, Any]:
+    """The config of the run in this folder, with the keys of this version."""
+    return with_defaults(_read_config(folder / CONFIG))
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(path))
+    except (yaml.YAMLError, OSError) as error:
+        raise UserError(f"{path} cannot be read: remove the run folder to start over") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path} is damaged: remove the run folder to start over")
+    return {str(key): value for key, value in config.items()}
+
+
+def _write_provenance(folder: Path, checkpoint: Checkpoint | None) -> str:
+    """Add this start to git.json; returns the run's own id."""
+    path = folder / PROVENANCE
+    record = _read_provenance(path)
+    record["starts"].append({"frame": checkpoint.frame if checkpoint else 0} | provenance())
+    _write_text(path, json.dumps(record, indent=1) + "\n")
+    return str(record["id"])
+
+
+def _read_provenance(path: Path) -> dict[str, Any]:
+    """The starts so far; a fresh record where there is none or a damaged one, which no run depends on."""
+    try:
+        record = json.loads(path.read_text())
+        return {"id": str(record["id"]), "starts": list(record["starts"])}
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return {"id": uuid.uuid4().hex[:12], "starts": []}
+
+
+def provenance() -> dict[str, Any]:
+    """The code's commit, the versions it runs with, and the machine."""
+    status = _git("status", "--porcelain", "--untracked-files=no")
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": None if status is None else bool(status),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "machine": {"system": platform.platform(), "cpus": os.cpu_count(), "gpu": gpu},
+        "command": sys.argv[1:],
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    """Output of git in the project's folder; None where there is no git or no repository."""
+    command = ["git", "-C", str(Path(__file__).resolve().parent), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Write a small file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

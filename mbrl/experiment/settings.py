@@ -1,0 +1,331 @@
+"""What a run is made of: names, types and ranges here, values in `configs/`.
+
+    settings = load(["task=coffee-push", "preset=small", "drqv2.lr=3e-4"])
+
+`configs/config.yaml` names every key once. Four of them also choose a file, later files winning:
+protocol, then task, then preset, then agent; what the user types wins over all of them. Hydra composes, and
+its reach ends here: the rest of the project sees `Settings`, plain frozen data that nothing writes into.
+"""
+
+import dataclasses
+import re
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+import envs
+from agents import DreamerV3Config, DrQv2Config, value_range
+from mbrl.experiment.schema import (  # noqa: F401, the commands take these from here
+    Count,
+    Fraction,
+    Positive,
+    Range,
+    UserError,
+    Weight,
+    build,
+    close,
+    convert,
+    first_line,
+    nearest,
+)
+from world_model import TokenizerConfig, TransformerConfig
+from world_model.ivideogpt.learner import LearnerConfig
+from world_model.onestep import OneStepConfig
+
+T = TypeVar("T")
+CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
+HELP = frozenset({"--help", "-h"})
+Device = Literal["auto", "cpu", "cuda", "mps"]
+
+
+class HelpAsked(Exception):
+    """`--help` was among the words: what the settings would be, and where each value stands."""
+
+    def __init__(self, files: Sequence[str], words: Sequence[str], values: Mapping[str, Any]) -> None:
+        super().__init__("--help")
+        self.files = files  # in configs/, later ones win
+        self.words = words  # what the user typed beside --help
+        self.values = values  # flat
+
+
+@dataclasses.dataclass(frozen=True)
+class WorldModelSettings:
+    kind: Literal["ivideogpt", "onestep", "simulator"]
+    heads: tuple[Literal["reward", "success", "continue"], ...]  # what is predicted beside frames
+    pretrained: str  # a folder in the official layout, a hub name, or "none"; of ivideogpt
+    onestep_pretrained: str  # a folder that a one-step model was saved in, or "none"
+    onestep: OneStepConfig
+    tokenizer: TokenizerConfig
+    transformer: TransformerConfig
+    learner: LearnerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Every key of a run. Time is in frames (simulator steps) where the name ends in `_frames`."""
+
+    # what is trained, and where it goes
+    task: str
+    agent: str
+    preset: str
+    protocol: str
+    seed: Count
+    variant: str  # told apart in the run folder: runs/<task>/<agent>-<variant>/<seed>
+    run_root: str
+    # the machine
+    device: Device
+    threads: Count  # 0 leaves torch's choice
+    # budget
+    num_train_frames: Positive
+    num_seed_frames: Count  # frames of the seed policy first
+    eval_every_frames: Positive
+    num_eval_episodes: Positive
+    checkpoint_every_frames: Positive
+    log_every_frames: Positive
+    # environment
+    action_repeat: Positive
+    frame_stack: Positive
+    image_size: Positive
+    camera: str
+    render_quality: Literal["fast", "paper"]
+    episode_frames: Positive | None  # None is the suite's own length
+    success_bonus: Weight
+    demonstrations: Count  # successful scripted episodes put into the replay first
+    demonstration_share: str  # of an agent batch drawn from the demonstrations alone; a schedule in decisions
+    seed_policy: Literal["random", "bc"]  # who acts during num_seed_frames; bc is the cloned policy with noise
+    seed_stddev: Weight  # of that noise
+    # replay
+    nstep: Positive
+    discount: Fraction
+    batch_size: Positive
+    replay_buffer_frames: Positive
+    replay_memory_gb: Weight  # larger buffers are memory-mapped files
+    agent_updates_per_decision: Weight
+    # imagination
+    real_ratio: Fraction  # share of real transitions in an agent batch; 1 never dreams again
+    imagined_buffer_frames: Positive
+    initial_model_updates: Count
+    initial_rollouts: Count
+    rollout_every_frames: Positive
+    rollout_batch: Positive
+    rollout_horizon: Positive
+    rollout_temperature: Weight
+    rollout_top_k: Positive
+    update_transformer_every_frames: Positive
+    update_tokenizer_every_frames: Positive
+    # what is shown
+    video: bool
+    wandb: bool
+    # parts
+    drqv2: DrQv2Config
+    dreamerv3: DreamerV3Config
+    world_model: WorldModelSettings
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[\w.-]*", self.variant):
+            raise UserError(f"variant={self.variant}: only letters, digits, '_', '-' and '.', it names a folder")
+        low, high = value_range(self.demonstration_share)
+        if low < 0 or high > 1:
+            raise UserError(f"demonstration_share={self.demonstration_share} must stay between 0 and 1")
+        seed_frames, all_frames = self.num_seed_frames, self.num_train_frames
+        if seed_frames >= all_frames:
+            raise UserError(f"num_train_frames={all_frames} must be more than num_seed_frames={seed_frames}")
+
+    @property
+    def updates_before_dreams(self) -> int:
+        """Least `initial_model_updates` of a world model that begins at random.
+
+        Its transformer waits until the tokenizer has had `quantize_after` updates, then learns from tokens that still
+        change fast: with as many updates again its first dreams are more than noise.
+        """
+        return 2 * self.world_model.learner.quantize_after
+
+
+def load(overrides: Sequence[str] = ()) -> Settings:
+    """Compose the files and the user's `key=value` words.
+
+    Raises UserError, one line, on anything wrong; HelpAsked if one of the words is `--help`.
+    """
+    words = _parse(overrides)
+    base = flatten(_container(OmegaConf.load(CONFIG_DIR / "config.yaml")))
+    known = [key for key in base if not key.startswith("defaults")]
+    for word in words:
+        _check_key(word.key_or_group, known)
+    chosen = base | {word.key_or_group: word.value() for word in words}
+
+    try:
+        task = envs.canonical(str(chosen["task"]))
+    except envs.UnknownTask as error:
+        raise UserError(str(error)) from error
+    # What a run stores is the device it began on, so that no restart changes it unnoticed.
+    device = pick_device(convert(Device, chosen["device"], "device")).type
+    preset = str(chosen["preset"])
+    if preset == "auto":
+        preset = "paper" if device == "cuda" else "small"
+    own_files = [name for name in (task, envs.suite_of(task).name) if name in _names("tasks")]
+    files = {
+        "protocols": _file("protocol", "protocols", str(chosen["protocol"])),
+        **({"tasks": own_files[0]} if own_files else {}),  # a suite needs none
+        "presets": _file("preset", "presets", preset),
+        "agents": _file("agent", "agents", str(chosen["agent"])),
+    }
+    values = _compose("config", files, words) | {"task": task, "preset": preset, "device": device}
+    settings = build(Settings, values)
+    _check_sizes(settings, words)
+    _check_enough(settings)
+    _stop_for_help(overrides, "config", files, settings)
+    return settings
+
+
+def load_plain(cls: type[T], config: str, overrides: Sequence[str] = ()) -> T:
+    """As `load`, for a command whose keys all stand in one file, `configs/<config>.yaml`."""
+    words = _parse(overrides)
+    base = flatten(_container(OmegaConf.load(CONFIG_DIR / f"{config}.yaml")))
+    base.pop("defaults", None)
+    for word in words:
+        _check_key(word.key_or_group, list(base), f"configs/{config}.yaml")
+    # Where there is such a key, it chooses a file that is laid over this one.
+    schedule = str((base | {word.key_or_group: word.value() for word in words}).get("schedule", "none"))
+    files = {} if schedule == "none" else {"schedules": _file("schedule", "schedules", schedule)}
+    settings = build(cls, _compose(config, files, words), file=f"configs/{config}.yaml")
+    _stop_for_help(overrides, config, files, settings)
+    return settings
+
+
+def _stop_for_help(overrides: Sequence[str], config: str, files: Mapping[str, str], settings: Any) -> None:
+    """Raises HelpAsked if it was."""
+    if HELP.intersection(overrides):
+        layers = [f"{config}.yaml", *(f"{group}/{name}.yaml" for group, name in files.items())]
+        words = [word for word in overrides if word not in HELP]
+        raise HelpAsked(layers, words, flatten(to_dict(settings)))
+
+
+def _compose(config: str, files: Mapping[str, str], words: Sequence[Override]) -> dict[str, Any]:
+    """Hydra's composition of `configs/<config>.yaml`, the chosen file of each group and the user's words."""
+    groups = [f"{group}={name}" for group, name in files.items()]
+    if config == "config" and "tasks" not in files:
+        groups.append("~tasks")
+    try:
+        with initialize_config_dir(config_dir=str(CONFIG_DIR), version_base="1.3"):
+            return _container(compose(config, overrides=[*groups, *(word.input_line or "" for word in words)]))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(f"the settings do not compose: {first_line(error)}") from error
+
+
+def typed_keys(overrides: Sequence[str]) -> set[str]:
+    """The keys that the user's words give a value to."""
+    return {word.key_or_group for word in _parse(overrides)}
+
+
+def pick_device(name: str) -> torch.device:
+    """The torch device that `device=<name>` means on this machine."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda: this torch sees no CUDA GPU; use device=cpu or see `make doctor`")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise UserError("device=mps: this torch sees no Apple GPU; use device=cpu or see `make doctor`")
+    return torch.device(name)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one dict of dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def to_dict(settings: Any) -> dict[str, Any]:
+    """A settings dataclass as nested plain values (tuples as lists), as they stand in a run's config.yaml."""
+    return _container(OmegaConf.create(dataclasses.asdict(settings)))
+
+
+def _names(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
+
+
+def _file(key: str, group: str, name: str) -> str:
+    """The name of an existing file of a config group, or a UserError."""
+    names = _names(group)
+    if name not in names:
+        raise UserError(f"unknown {key} {name!r}{close(name, names)} (known: {', '.join(names)})")
+    return name
+
+
+def _check_key(key: str, known: Sequence[str], file: str = "configs/config.yaml") -> None:
+    if key in known:
+        return
+    inside = [other for other in known if other.startswith(f"{key}.")]
+    if inside:
+        raise UserError(f"{key} is a section; set one of its keys, such as {inside[0]}")
+    raise UserError(f"unknown key {key}{nearest(key, known, file)}")
+
+
+def _check_sizes(settings: Settings, words: Sequence[Override]) -> None:
+    """A size typed beside weights that have their own would be ignored: refuse it."""
+    sized = ("world_model.tokenizer.", "world_model.transformer.")
+    used = ("world_model.tokenizer.context_length", "world_model.transformer.attention_dropout")
+    pretrained = settings.world_model.pretrained
+    for word in words:
+        if pretrained != "none" and word.key_or_group.startswith(sized) and word.key_or_group not in used:
+            enough = max(settings.initial_model_updates, settings.updates_before_dreams)
+            longer = f" initial_model_updates={enough}" if enough > settings.initial_model_updates else ""
+            raise UserError(
+                f"{word.key_or_group} comes from the weights in world_model.pretrained={pretrained}; "
+                f"add world_model.pretrained=none{longer} to choose it and begin with random weights"
+            )
+
+
+def _check_enough(settings: Settings) -> None:
+    """Refuse what would run to its end and never learn. Only of what is asked for: a run that was made can be read."""
+    s, least = settings, settings.updates_before_dreams
+    dreams_at_random = s.agent == "mbpo" and s.real_ratio < 1 and s.world_model.pretrained == "none"
+    if dreams_at_random and s.initial_model_updates < least:
+        raise UserError(
+            f"initial_model_updates={s.initial_model_updates} must be at least {least} beside "
+            f"world_model.pretrained=none and world_model.learner.quantize_after={least // 2}, after which the "
+            "transformer begins to learn: the first dreams would be noise"
+        )
+    window, steps = s.dreamerv3.batch_length, min(s.num_train_frames, s.replay_buffer_frames) // s.action_repeat
+    if s.agent == "dreamerv3" and window >= steps:
+        raise UserError(
+            f"dreamerv3.batch_length={window} must be less than the {steps} decisions that num_train_frames and "
+            "replay_buffer_frames allow: it would never learn"
+        )
+
+
+def _parse(overrides: Sequence[str]) -> list[Override]:
+    lines = [_quote_schedule(line) for line in overrides if line not in HELP]
+    try:
+        words = OverridesParser.create().parse_overrides(lines)
+    except HydraException as error:
+        raise UserError(f"cannot read {' '.join(overrides)!r}: {first_line(error)}; write key=value") from error
+    for word in words:
+        if word.is_sweep_override():
+            raise UserError(f"{word.input_line}: one value at a time, a run has one of each")
+        if word.is_add() or word.is_force_add() or word.is_delete():
+            raise UserError(f"{word.input_line}: keys cannot be added or removed; write key=value")
+    return words
+
+
+def _quote_schedule(line: str) -> str:
+    """`x=linear(1,0,8)` is a function call to Hydra; users of DrQ-v2 mean the string."""
+    key, equals, value = line.partition("=")
+    return f"{key}='{value}'" if equals and value.endswith(")") and value[:1].isalpha() else line
+
+
+def _container(config: Any) -> dict[str, Any]:
+    return typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))

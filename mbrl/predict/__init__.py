@@ -1,0 +1,1 @@
+"""Prediction of recorded video, with metrics: `python -m mbrl.predict`."""

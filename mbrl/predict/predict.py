@@ -1,0 +1,230 @@
+"""Video prediction: `make predict MODEL=<folder> DATA=<folder>`, `python -m mbrl.predict key=value ...`.
+
+The paper's protocol (iVideoGPT, arXiv 2405.15223, Table 1): each test clip is predicted many times from its first
+frames; of each frame metric the best prediction of a clip counts, FVD compares all predictions with all clips. A model
+with action weights predicts under the actions that were taken, one without them by itself; with `goal=true` the first
+frame given is the clip's last. Results go to runs/predictions/<name>/: metrics.json, metrics.md and pictures.
+
+Letters: B clips of a batch, S predictions of each, K frames given, H predicted, n tokens a frame.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from mbrl.build import find_pretrained
+from mbrl.experiment.run import provenance, stream_seed
+from mbrl.experiment.settings import Count, Device, Positive, Range, UserError, load_plain, pick_device, to_dict
+from mbrl.experiment.video import Pictures, comparison, error_pictures, write_film, write_gif, write_mp4
+from mbrl.predict.scores import TABLE, Predicted, Scores, table
+from mbrl.pretrain.models import held_out_every
+from mbrl.rollout import to_float, to_uint8
+from world_model import IVideoGPT
+from world_model.data import ClipBatch, ClipDataset, DataError, goal_first
+from world_model.ivideogpt.weights import read_configs, read_heads
+from world_model.metrics.fvd import I3D, LEAST_FRAMES
+from world_model.metrics.perceptual import LPIPS
+from world_model.precision import autocast_dtype
+
+FPS = 4.0
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictSettings:
+    model: str
+    data: str
+    part: Literal["held_out", "train", "all"]
+    held_out_every: Positive | None  # None takes over what the model was trained with
+    name: str
+    clips: Positive
+    samples: Positive
+    horizon: Positive
+    context_length: Positive | None
+    windows: Literal["random", "first"]
+    batch_size: Positive
+    temperature: Annotated[float, Range(0.0)]
+    top_k: Positive
+    seed: Count
+    goal: bool
+    with_context: bool
+    decouple: bool
+    perceptual_weights: str
+    i3d_weights: str
+    shown: Positive
+    video: Literal["gif", "mp4"]
+    device: Device
+    threads: Count
+    precision: Literal["auto", "fp32", "bf16"]
+
+
+class Prediction:
+    def __init__(self, settings: PredictSettings) -> None:
+        s = self.settings = settings
+        self.device = pick_device(s.device)
+        folder = find_pretrained(s.model, "model")
+        heads = read_heads(folder)
+        stored = read_configs(folder)[0].context_length
+        self.held_out_every = held_out_every(folder, s.data, s.held_out_every)
+        data = ClipDataset(s.data, s.part, self.held_out_every)
+        self.missing: dict[str, str] = {}  # metric -> why there is none
+        if heads.action_dim and heads.action_dim != data.action_dim:
+            raise UserError(f"{s.model} wants {heads.action_dim} action numbers, {s.data} has {data.action_dim}")
+        self.model = IVideoGPT.from_pretrained(folder, heads.action_dim, s.context_length or stored).to(self.device)
+        self.model.eval()
+        size = self.model.tokenizer.config.resolution
+        if data.frame_shape != (3, size, size):
+            raise UserError(f"{s.data} has frames {data.frame_shape}, {s.model} wants (3, {size}, {size})")
+        if s.goal and self.known < 2:
+            raise UserError("goal=true needs a model with two context frames: the goal and the first frame")
+        if "reward" not in heads.heads:
+            self.missing |= dict.fromkeys(("reward_mae", "reward_correlation"), "the model has no reward head")
+        if s.horizon < 2:
+            self.missing |= dict.fromkeys(("copied_tokens", "copied_tokens_true"), "horizon=1 has no frame before")
+        self.clips = cut(data, self.known, s)
+        self.lpips, self.i3d = self._judges()
+        dtype = autocast_dtype(s.precision, self.device)
+        self.autocast = lambda: torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+
+    def _judges(self) -> tuple[LPIPS | None, I3D | None]:
+        """The networks that some metrics need, where their weights are at hand."""
+        s, lpips, i3d = self.settings, None, None
+        if s.perceptual_weights != "none":
+            lpips = LPIPS.from_folder(s.perceptual_weights).to(self.device)
+        else:
+            self.missing["lpips"] = "no weights (perceptual_weights=none)"
+        if s.i3d_weights == "none":
+            self.missing["fvd"] = "no weights (i3d_weights=none)"
+        elif self.known + s.horizon < LEAST_FRAMES:
+            self.missing["fvd"] = f"needs clips of {LEAST_FRAMES} frames or more"
+        else:
+            i3d = I3D(s.i3d_weights, self.device)
+        return lpips, i3d
+
+    @property
+    def known(self) -> int:
+        """K"""
+        return self.model.layout.context_length
+
+    @torch.no_grad()
+    def run(self) -> tuple[dict[str, float | None], dict[str, Pictures]]:
+        """All metrics, None where one is missing, and the pictures of the first clips by their names."""
+        s, total = self.settings, len(self.clips.frames)
+        scores, pictures = Scores(self.model, s.with_context, self.lpips, self.i3d), []
+        with tqdm(total=total * s.samples, unit="prediction", dynamic_ncols=True) as bar:
+            size = max(1, s.batch_size // s.samples)
+            for first in range(0, total, size):
+                batch = ClipBatch(*(field[first : first + size].to(self.device) for field in self.clips))
+                true = to_float(batch.frames)
+                scores.start(true)
+                for drawn in range(0, s.samples, s.batch_size):
+                    count = min(s.batch_size, s.samples - drawn)
+                    seed = stream_seed(s.seed, "prediction", f"{first} {drawn}")
+                    predicted = self.predict(true, batch.actions, count, seed)
+                    scores.add(true, batch.rewards, predicted)
+                    bar.update(len(true) * count)
+                    if not drawn and first < s.shown:
+                        pictures.append(self._show(true, predicted))
+                scores.finish()
+        shown = {name: np.concatenate([part[name] for part in pictures])[: s.shown] for name in pictures[0]}
+        found = scores.metrics()
+        # JSON has no nan: a correlation with what never changes is missing, too.
+        if np.isnan(found["reward_correlation"]):
+            self.missing.setdefault("reward_correlation", "rewards never change")
+        return {name: None if name in self.missing else found[name] for name in TABLE}, shown
+
+    def predict(self, true: Tensor, actions: Tensor, count: int, seed: int) -> Predicted:
+        """Predict clips (B, K + H, 3, h, w) `count` times, all at once, from their first K frames and all actions."""
+        s, known = self.settings, self.known
+        context, actions = (
+            field.repeat_interleave(count, 0) for field in (true[:, :known], actions[:, known - 1 : -1])
+        )
+        generator = torch.Generator(self.device).manual_seed(seed)
+        with self.autocast():
+            dream = self.model.imagine(context, actions, s.horizon, s.temperature, s.top_k, generator)
+        rewards = dream.actions.new_zeros(dream.actions.shape[:2]) if dream.rewards is None else dream.rewards
+        assert dream.tokens is not None
+        fields = (dream.frames.float(), rewards.float(), dream.tokens)
+        return Predicted(*(field.unflatten(0, (len(true), count)) for field in fields))
+
+    def _show(self, true: Tensor, predicted: Predicted) -> dict[str, Pictures]:
+        """The first prediction of each clip beside the truth, uint8 (B, H, 3, h, w)."""
+        future = to_uint8(true[:, self.known :]).cpu().numpy()
+        guess = to_uint8(predicted.frames[:, 0]).cpu().numpy()
+        shown = {"true": future, "predicted": guess, "error": error_pictures(future, guess)}
+        if self.settings.decouple:
+            ids = predicted.tokens[:, 0] - self.model.layout.first_dynamics_id
+            shown["without context"] = to_uint8(self.model.tokenizer.decode_alone(ids)).cpu().numpy()
+        return shown
+
+
+def cut(data: ClipDataset, known: int, settings: PredictSettings) -> ClipBatch:
+    """Windows of K + H frames, spread evenly over the episodes that are long enough.
+
+    `clips` of them; with windows=first no more than there are such episodes. Raises DataError: there is none.
+    """
+    s, length = settings, known + settings.horizon
+    fitting = np.flatnonzero(data.lengths >= length)
+    if not len(fitting):
+        longest = data.lengths.max()
+        raise DataError(f"no episode of {s.data} has {known} + horizon={s.horizon} frames (longest: {longest})")
+    count = s.clips if s.windows == "random" else min(s.clips, len(fitting))
+    episodes = fitting[np.linspace(0, len(fitting) - 1, count).round().astype(int)]
+    starts = np.zeros(count, int)
+    if s.windows == "random":
+        starts = np.random.default_rng(stream_seed(s.seed, "windows")).integers(data.lengths[episodes] - length + 1)
+    clips = data.windows(episodes, starts, length)
+    return ClipBatch(*goal_first(*clips)) if s.goal else clips
+
+
+def write(prediction: Prediction, metrics: dict[str, float | None], pictures: dict[str, Pictures]) -> Path:
+    """metrics.json, metrics.md and the pictures, into a folder of their own; returns it."""
+    s, model = prediction.settings, prediction.model
+    parts = [part for part in Path(s.model).resolve().parts if part not in ("model", "world_model")]
+    name = f"{parts[-1]}-{Path(s.data).resolve().name}" if s.name == "auto" else s.name
+    folder = Path("runs/predictions") / name
+    folder.mkdir(parents=True, exist_ok=True)
+    about = {
+        "held_out_every": prediction.held_out_every,
+        "clips": len(prediction.clips.frames),
+        "samples": s.samples,
+        "frames_given": prediction.known,
+        "frames_predicted": s.horizon,
+        "conditioned_on_actions": model.action_dim > 0,
+        "metrics": metrics,
+        "missing": prediction.missing,
+        "settings": to_dict(s),
+        "provenance": provenance(),
+    }
+    (folder / "metrics.json").write_text(json.dumps(about, indent=1) + "\n")
+    heading = (
+        f"{s.model} on {s.data} ({s.part}): {about['clips']} clips, {s.samples} predictions of each, "
+        f"{prediction.known} frames given, {s.horizon} predicted, "
+        f"{'under the true actions' if model.action_dim else 'without actions'}{', goal given' if s.goal else ''}\n\n"
+    )
+    (folder / "metrics.md").write_text(heading + table(metrics, prediction.missing))
+    write_film(folder / "predictions.png", pictures, scale=2)
+    moving = comparison(pictures)
+    if s.video == "mp4":
+        write_mp4(folder / "predictions.mp4", moving, FPS)
+    else:
+        write_gif(folder / "predictions.gif", moving, FPS)
+    return folder
+
+
+def main(words: list[str]) -> None:
+    settings = load_plain(PredictSettings, "predict", words)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    prediction = Prediction(settings)
+    metrics, pictures = prediction.run()
+    folder = write(prediction, metrics, pictures)
+    print(
+        (folder / "metrics.md").read_text()
+        + f"\n{folder}: metrics.json, metrics.md, predictions.png and .{settings.video}"
+    )

@@ -1,0 +1,1 @@
+"""Pre-training of a world model: `python -m mbrl.pretrain`."""

@@ -1,0 +1,1 @@
+"""Small studies of a model: `python -m mbrl.study`."""

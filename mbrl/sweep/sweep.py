@@ -1,0 +1,138 @@
+"""Many runs with one command: `make sweep TASK=coffee-push,hammer AGENT=mbpo,drqv2 SEEDS=1-5 JOBS=2`.
+
+    python -m mbrl.sweep task=coffee-push,hammer agent=mbpo,drqv2 seed=1-5 jobs=2 [key=value ...]
+
+Each run is `python -m mbrl.train` in a process of its own, so that none can hurt another; its output goes to sweep.log
+in its run folder. Finished runs are skipped, broken ones continue, a failed one is named at the end. Keys of the sweep
+itself stand in configs/sweep.yaml; `mbrl/sweep/slurm.py` sends the runs to a cluster.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+import torch
+from tqdm import tqdm
+
+from mbrl.experiment.run import is_finished
+from mbrl.experiment.settings import UserError
+from mbrl.sweep.runs import Handle, PlannedRun, Start, plan
+
+PAUSE_S = 0.5  # between two looks at the runs
+PATIENCE_S = 30.0  # for a run that was asked to stop; it loses nothing when it is killed after that
+
+
+class LocalProcess:
+    """A run on this machine. In a session of its own, so that Ctrl-C reaches the sweep alone."""
+
+    def __init__(self, run: PlannedRun, place: int) -> None:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        with open(run.log, "ab") as log:
+            self._process = subprocess.Popen(
+                run.command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=os.environ | _own_gpu(place),
+                start_new_session=True,
+            )
+
+    def poll(self) -> int | None:
+        return self._process.poll()
+
+    def stop(self) -> None:
+        self._process.send_signal(signal.SIGINT)
+
+    def kill(self) -> None:
+        self._process.kill()
+
+
+def _own_gpu(place: int) -> dict[str, str]:
+    """With several GPUs, runs take them in turn."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = named.split(",") if named is not None else [str(gpu) for gpu in range(torch.cuda.device_count())]
+    return {"CUDA_VISIBLE_DEVICES": gpus[place % len(gpus)]} if len(gpus) > 1 else {}
+
+
+def work_off(runs: Sequence[PlannedRun], unfinished: Sequence[PlannedRun], jobs: int, start: Start) -> list[PlannedRun]:
+    """Runs the unfinished ones, at most `jobs` at a time; returns those that failed. Stopped, it stops them too."""
+    waiting = list(unfinished)
+    running: dict[int, tuple[PlannedRun, Handle]] = {}
+    # The frame at which each run that is over counts in the bar.
+    ended = {run.folder: run.settings.num_train_frames for run in runs if run not in waiting}
+    failed: list[PlannedRun] = []
+    progress = tqdm(
+        total=sum(run.settings.num_train_frames for run in runs),
+        initial=sum(ended.get(run.folder, run.frame()) for run in runs),
+        unit="frame",
+        dynamic_ncols=True,
+        mininterval=PAUSE_S if sys.stderr.isatty() else 30,
+        miniters=0,
+    )
+    try:
+        while waiting or running:
+            for place in range(jobs):
+                if place not in running and waiting:
+                    run = waiting.pop(0)
+                    running[place] = (run, start(run, place))
+            for place, (run, handle) in list(running.items()):
+                if (code := handle.poll()) is not None:
+                    del running[place]
+                    ended[run.folder] = run.settings.num_train_frames if code == 0 else run.frame()
+                    if code != 0:
+                        failed.append(run)
+                        progress.write(f"failed: {run.folder}: {_reason(run, code)} ({run.log})", file=sys.stderr)
+            bad = f", {len(failed)} failed" if failed else ""
+            progress.set_postfix_str(f"{len(ended) - len(failed)} of {len(runs)} runs done{bad}", refresh=False)
+            progress.update(sum(ended.get(run.folder, run.frame()) for run in runs) - progress.n)
+            if running:
+                time.sleep(PAUSE_S)
+    finally:
+        _end([handle for _, handle in running.values()])
+        progress.close()
+    return failed
+
+
+def _reason(run: PlannedRun, code: int) -> str:
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}; is there enough memory?"
+    return run.last_words().removeprefix("error: ")
+
+
+def _end(handles: Sequence[Handle]) -> None:
+    """Lets what still runs stop by itself, for a while; another Ctrl-C shortens that."""
+    for handle in handles:
+        handle.stop()
+    with contextlib.suppress(KeyboardInterrupt):
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline and any(handle.poll() is None for handle in handles):
+            time.sleep(0.1)
+    for handle in handles:
+        if handle.poll() is None:
+            handle.kill()
+
+
+def stop(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def main(words: list[str]) -> None:
+    sweep, runs = plan(words)
+    unfinished = [run for run in runs if not is_finished(run.settings)]
+    if sweep.launcher == "local" or not unfinished:
+        failed = work_off(runs, unfinished, sweep.jobs, LocalProcess)
+    else:
+        from mbrl.sweep.slurm import submit  # submitit is an extra
+
+        jobs = submit(sweep, unfinished)
+        failed = work_off(runs, unfinished, len(jobs), lambda run, place: jobs[run.folder])
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(runs)} runs failed: {', '.join(str(run.folder) for run in failed)}; "
+            "the same command tries them again, from their last checkpoints"
+        )
+    print(f"all {len(runs)} runs are finished; make compare weighs them against each other")
