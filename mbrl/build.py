@@ -17,7 +17,8 @@ from mbrl.experiment.settings import Settings, UserError
 from mbrl.replay import ReplayBuffer
 from mbrl.simulator import SimulatorWorld
 from world_model import IVideoGPT, WeightsError, WorldModel
-from world_model.ivideogpt.learner import LearnerConfig, Rhythm, WorldModelLearner
+from world_model.ivideogpt.config import LearnerConfig, Rhythm
+from world_model.ivideogpt.learner import WorldModelLearner
 from world_model.onestep import OneStep, OneStepWorld
 from world_model.precision import autocast_dtype
 

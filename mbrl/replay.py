@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from agents import StreamBatch, TransitionBatch
-from world_model import Origin
+from world_model import Clips, Origin
 
 
 class ReplayError(ValueError):
@@ -32,8 +32,7 @@ class ReplayError(ValueError):
 class Episode(NamedTuple):
     """One episode, or one imagined rollout, of T decisions.
 
-    `prefix` frames precede the frame of the first decision; they are real pictures used for stacking only, so
-    that a rollout can begin from a full frame stack.
+    `prefix` real frames precede that of the first decision, so that a rollout can begin from a full frame stack.
     """
 
     frames: np.ndarray  # uint8 (P + T + 1, C, H, W)
@@ -43,19 +42,6 @@ class Episode(NamedTuple):
     prefix: int = 0
     successes: np.ndarray | None = None  # float32 (T,), 1.0 where the decision touched success; None: not recorded
     seed: int | None = None  # of the simulator's reset, for `PixelEnv.replay`; None: not recorded, or imagined
-
-
-class SegmentBatch(NamedTuple):
-    """Windows of consecutive frames.
-
-    What stands last of the rest leads out of the window: never used.
-    """
-
-    frames: Tensor  # uint8 (B, length, C, H, W)
-    actions: Tensor  # float32 (B, length, A)
-    rewards: Tensor  # float32 (B, length)
-    successes: Tensor  # float32 (B, length), NaN where it was not recorded
-    continues: Tensor  # float32 (B, length), 0 where the decision ended the task, else 1
 
 
 class Starts(NamedTuple):
@@ -271,7 +257,7 @@ class ReplayBuffer:
             next_obs=self._stacks((slots + steps) % self.num_slots).flatten(1, 2),
         )
 
-    def sample_segments(self, batch_size: int, length: int) -> SegmentBatch:
+    def sample_segments(self, batch_size: int, length: int) -> Clips:
         """Windows of `length` frames, uniform over all that fit an episode (prefix frames are not used).
 
         A window may end with the final frame of its episode.
@@ -280,7 +266,7 @@ class ReplayBuffer:
             ReplayError: no episode held is long enough, or `length` is below 2.
         """
         slots = (self._draw(batch_size, length)[:, None] + np.arange(length)) % self.num_slots  # (B, length)
-        return SegmentBatch(
+        return Clips(
             frames=self._gather(slots),
             actions=torch.from_numpy(self._actions[slots]),
             rewards=torch.from_numpy(self._rewards[slots]),
@@ -374,18 +360,9 @@ class ReplayBuffer:
         """
         state: dict[str, Any] = {"generator": self._generator.bit_generator.state}
         if with_episodes:
-            held = list(self.episodes())
             state["episodes"] = [
-                {
-                    "frames": torch.from_numpy(episode.frames),
-                    "actions": torch.from_numpy(episode.actions),
-                    "rewards": torch.from_numpy(episode.rewards),
-                    "terminated": episode.terminated,
-                    "prefix": episode.prefix,
-                    "successes": None if episode.successes is None else torch.from_numpy(episode.successes),
-                    "seed": episode.seed,
-                }
-                for episode in held
+                {k: torch.from_numpy(x) if isinstance(x, np.ndarray) else x for k, x in episode._asdict().items()}
+                for episode in self.episodes()
             ]
         return state
 

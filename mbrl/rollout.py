@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from agents import Agent
-from mbrl.replay import Episode, ReplayBuffer, SegmentBatch, Starts
+from mbrl.replay import Episode, ReplayBuffer, Starts
 from world_model import Clips, WorldModel, imagine
 
 
@@ -25,10 +25,10 @@ def to_uint8(pictures: Tensor) -> Tensor:
     return (pictures.float() * 255).round_().clamp_(0, 255).to(torch.uint8)
 
 
-def to_clips(segments: SegmentBatch, device: torch.device) -> Clips:
+def to_clips(segments: Clips, device: torch.device) -> Clips:
     """Segments of a replay buffer as the world model wants them."""
-    frames, *rest = (field.to(device, non_blocking=True) for field in segments)
-    return Clips(to_float(frames), *rest)
+    moved = segments.map(lambda field: field.to(device, non_blocking=True))
+    return moved._replace(frames=to_float(moved.frames))
 
 
 class RealClips:

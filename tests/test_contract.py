@@ -7,7 +7,8 @@ import torch
 
 from tests.tiny_world import LEARNER, TRANSFORMER, make_clips, make_model
 from world_model import imagine
-from world_model.ivideogpt.learner import Rhythm, WorldModelLearner
+from world_model.ivideogpt.config import Rhythm
+from world_model.ivideogpt.learner import WorldModelLearner
 
 
 def given(rows=3, horizon=4):

@@ -37,7 +37,7 @@ def test_a_damaged_episode_moves_no_state_to_another_step(cut_dreamer: Path, run
         loop = Dreamer(run)
         with pytest.warns(UserWarning, match=r"skipping damaged episode .*000003"):
             loop.session.begin()
-            loop.restore(run.checkpoint)
+        loop.restore(run.checkpoint)
         loop.remember()
         stream = loop.replay.sample_stream(1, loop.replay.num_frames, newest=[loop.replay.num_frames])
         states = loop.agent._states

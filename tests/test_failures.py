@@ -15,7 +15,8 @@ from agents import DrQv2, TransitionBatch
 from mbrl import train as train_module
 from mbrl.experiment import checkpoints as checkpoints_module
 from world_model import IVideoGPT
-from world_model.ivideogpt.learner import Clips, WorldModelLearner
+from world_model.api import Clips
+from world_model.ivideogpt.learner import WorldModelLearner
 
 # -- mistakes ----------------------------------------------------------------------------------------------------------
 

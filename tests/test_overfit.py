@@ -8,8 +8,9 @@ from tiny_world import LEARNER, TRANSFORMER
 
 from mbrl.pretrain.models import sizes
 from world_model import IVideoGPT, TokenizerConfig
+from world_model.api import Clips
 from world_model.data import goal_first
-from world_model.ivideogpt.learner import Clips, WorldModelLearner
+from world_model.ivideogpt.learner import WorldModelLearner
 from world_model.metrics import psnr
 
 TINY = dict(

@@ -13,7 +13,8 @@ from mbrl.replay import Episode
 from mbrl.validate import validate
 from world_model.ivideogpt import parallel
 from world_model.ivideogpt.adversary import DiscriminatorConfig
-from world_model.ivideogpt.learner import TokenClips, WorldModelLearner
+from world_model.ivideogpt.config import TokenClips
+from world_model.ivideogpt.learner import WorldModelLearner
 
 STEPS = 10
 # Everything that is drawn, counted or divided by over a batch.

@@ -13,8 +13,9 @@ from mbrl.experiment.settings import UserError, load_plain
 from mbrl.predict import predict
 from mbrl.pretrain.models import note_held_out
 from world_model import IVideoGPT, WeightsError
+from world_model.api import Clips
 from world_model.data import ClipDataset, DataError, Recording, goal_first, write_shard
-from world_model.ivideogpt.learner import Clips, WorldModelLearner
+from world_model.ivideogpt.learner import WorldModelLearner
 from world_model.metrics.fvd import FILE
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # the published I3D is TorchScript

@@ -14,8 +14,8 @@ from mbrl.pretrain.models import make_model, sizes
 from mbrl.study import study
 from mbrl.study.efficiency import kept_for_backward, variants
 from world_model import IVideoGPT, TokenizerConfig
+from world_model.api import Clips
 from world_model.data import ClipDataset, Recording, write_shard
-from world_model.ivideogpt.learner import Clips
 from world_model.ivideogpt.per_frame import PerFrameGPT
 from world_model.ivideogpt.weights import TOKENIZER_FILE, TRANSFORMER_FILE
 

@@ -5,7 +5,8 @@ import dataclasses
 import torch
 
 from world_model import IVideoGPT, TokenizerConfig, TransformerConfig
-from world_model.ivideogpt.learner import Clips, LearnerConfig
+from world_model.api import Clips
+from world_model.ivideogpt.config import LearnerConfig
 
 TOKENIZER = TokenizerConfig(
     in_channels=3,

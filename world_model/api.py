@@ -103,13 +103,17 @@ class FrameRollout:
 
 
 class Clips(NamedTuple):
-    """A batch of real clips."""
+    """A batch of real clips. Buffers and data sets give uint8 frames, models take floats."""
 
-    frames: Tensor  # float (B, T, 3, H, W) in [0, 1]
+    frames: Tensor  # (B, T, 3, H, W), uint8 or float in [0, 1]
     actions: Tensor  # float (B, T, A); the last one, which leads out of the clip, is not used
     rewards: Tensor  # float (B, T), environment units; likewise
     successes: Tensor | None = None  # float (B, T), 1 where the decision touched success, NaN where nobody noted it
     continues: Tensor | None = None  # float (B, T), 0 where the decision ended the task, else 1
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Clips:
+        """The same of every field that is there."""
+        return Clips(*(None if field is None else function(field) for field in self))  # type: ignore[arg-type]
 
     def targets(self) -> dict[str, Tensor]:
         """What the heads learn from, under their names."""

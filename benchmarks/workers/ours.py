@@ -19,9 +19,9 @@ from benchmarks.workers.pipe import serve
 from mbrl.build import environment_keywords, make_buffer
 from mbrl.experiment.command import keep_memory
 from mbrl.experiment.settings import Settings, load
-from mbrl.replay import Episode, SegmentBatch
+from mbrl.replay import Episode
 from mbrl.rollout import to_clips, to_float
-from world_model import IVideoGPT, imagine
+from world_model import Clips, IVideoGPT, imagine
 from world_model.ivideogpt.learner import WorldModelLearner
 
 
@@ -97,8 +97,7 @@ class Update:
         settings = load(spec["words"])
         self.world = world_of(spec, settings)
         data = read(spec, "clips")
-        unknown = torch.full_like(data["rewards"], torch.nan)
-        self.segments = SegmentBatch(data["frames"], data["actions"], data["rewards"], unknown, unknown)
+        self.segments = Clips(data["frames"], data["actions"], data["rewards"])
         self.device = torch.device(spec["device"])
         chosen = data["chosen"].to(self.device)
         self.world._choose = lambda clips, *_: chosen.expand(clips, -1)  # type: ignore[method-assign]
@@ -212,7 +211,7 @@ class Transitions(Replay):
 
 
 class Segments(Replay):
-    def run(self) -> SegmentBatch:
+    def run(self) -> Clips:
         return self.buffer.sample_segments(self.batch, self.length)
 
     def outputs(self) -> dict[str, Tensor]:

@@ -38,7 +38,7 @@ from mbrl.experiment.schema import (  # noqa: F401, the commands take these from
     nearest,
 )
 from world_model import TokenizerConfig, TransformerConfig
-from world_model.ivideogpt.learner import LearnerConfig
+from world_model.ivideogpt.config import LearnerConfig
 from world_model.onestep import OneStepConfig
 
 T = TypeVar("T")

@@ -10,6 +10,7 @@ Letters: B clips of a batch, S predictions of each, K frames given, H predicted,
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -26,7 +27,8 @@ from mbrl.predict.scores import TABLE, Predicted, Scores, table
 from mbrl.pretrain.models import held_out_every
 from mbrl.rollout import to_float, to_uint8
 from world_model import IVideoGPT
-from world_model.data import ClipBatch, ClipDataset, DataError, goal_first
+from world_model.api import Clips
+from world_model.data import ClipDataset, DataError, goal_first
 from world_model.ivideogpt.weights import read_configs, read_heads
 from world_model.metrics.fvd import I3D, LEAST_FRAMES
 from world_model.metrics.perceptual import LPIPS
@@ -119,7 +121,8 @@ class Prediction:
         with tqdm(total=total * s.samples, unit="prediction", dynamic_ncols=True) as bar:
             size = max(1, s.batch_size // s.samples)
             for first in range(0, total, size):
-                batch = ClipBatch(*(field[first : first + size].to(self.device) for field in self.clips))
+                rows = slice(first, first + size)
+                batch = self.clips.map(partial(_rows, rows=rows, device=self.device))
                 true = to_float(batch.frames)
                 scores.start(true)
                 for drawn in range(0, s.samples, s.batch_size):
@@ -163,7 +166,11 @@ class Prediction:
         return shown
 
 
-def cut(data: ClipDataset, known: int, settings: PredictSettings) -> ClipBatch:
+def _rows(field: Tensor, rows: slice, device: torch.device) -> Tensor:
+    return field[rows].to(device)
+
+
+def cut(data: ClipDataset, known: int, settings: PredictSettings) -> Clips:
     """Windows of K + H frames, spread evenly over the episodes that are long enough.
 
     `clips` of them; with windows=first no more than there are such episodes. Raises DataError: there is none.
@@ -179,7 +186,7 @@ def cut(data: ClipDataset, known: int, settings: PredictSettings) -> ClipBatch:
     if s.windows == "random":
         starts = np.random.default_rng(stream_seed(s.seed, "windows")).integers(data.lengths[episodes] - length + 1)
     clips = data.windows(episodes, starts, length)
-    return ClipBatch(*goal_first(*clips)) if s.goal else clips
+    return clips.map(lambda field: goal_first(field)[0]) if s.goal else clips
 
 
 def write(prediction: Prediction, metrics: dict[str, float | None], pictures: dict[str, Pictures]) -> Path:

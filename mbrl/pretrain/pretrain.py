@@ -43,11 +43,13 @@ from mbrl.replay import Episode
 from mbrl.rollout import to_float
 from mbrl.validate import validate
 from world_model import IVideoGPT
-from world_model.data import ClipBatch, ClipDataset, goal_first
+from world_model.api import Clips
+from world_model.data import ClipDataset, goal_first
 from world_model.data.augmentation import AugmentationConfig, augment
 from world_model.ivideogpt import parallel
 from world_model.ivideogpt.adversary import DiscriminatorConfig
-from world_model.ivideogpt.learner import Clips, LearnerConfig, TokenClips, WorldModelLearner
+from world_model.ivideogpt.config import LearnerConfig, TokenClips
+from world_model.ivideogpt.learner import WorldModelLearner
 
 LOG_UPDATES = 50
 TOKENIZED = 16  # clips at a time
@@ -276,7 +278,7 @@ class Pretraining:
     ) -> Clips:
         batch = data.windows(episodes, starts, length)
         if self.settings.goal:
-            batch = ClipBatch(*goal_first(*batch))
+            batch = batch.map(lambda field: goal_first(field)[0])
         frames, actions, rewards = (field.to(self.device) for field in batch[:3])
         frames = to_float(frames)
         return Clips(augment(frames, drawn) if drawn.size else frames, actions, rewards)

@@ -12,7 +12,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor, nn
 
-from world_model.ivideogpt.learner import TokenClips
+from world_model.ivideogpt.config import TokenClips
 
 
 def save(path: Path, clips: TokenClips, tokenizer: nn.Module) -> None:

@@ -23,8 +23,10 @@ from mbrl.pretrain.models import heads_of, sizes
 from mbrl.pretrain.pretrain import PretrainSettings, check_codes_are_used
 from mbrl.rollout import to_float
 from world_model import IVideoGPT, TokenizerConfig, TransformerConfig
-from world_model.data import ClipBatch, ClipDataset
-from world_model.ivideogpt.learner import TokenClips, WorldModelLearner
+from world_model.api import Clips
+from world_model.data import ClipDataset
+from world_model.ivideogpt.config import TokenClips
+from world_model.ivideogpt.learner import WorldModelLearner
 from world_model.ivideogpt.per_frame import PerFrameGPT
 from world_model.metrics import moving_errors, psnr
 
@@ -52,9 +54,7 @@ def variants(config: TokenizerConfig) -> dict[str, Variant]:
     }
 
 
-def measure(
-    settings: PretrainSettings, held_out: Callable[[IVideoGPT], ClipBatch], repeats: int
-) -> list[dict[str, Any]]:
+def measure(settings: PretrainSettings, held_out: Callable[[IVideoGPT], Clips], repeats: int) -> list[dict[str, Any]]:
     """A row for each tokenizer: train it, look at held-out clips through it, then time the transformer on its tokens.
 
     Raises UserError: a key asks for something else than new tokenizers on all episodes.
@@ -80,7 +80,7 @@ class Measurement:
         settings: PretrainSettings,
         kind: type[IVideoGPT],
         config: TokenizerConfig,
-        held_out: Callable[[IVideoGPT], ClipBatch],
+        held_out: Callable[[IVideoGPT], Clips],
     ) -> None:
         s = self.settings = settings
         self.device = pick_device(s.device)

@@ -30,7 +30,8 @@ from mbrl.pretrain.pretrain import Pretraining, PretrainSettings
 from mbrl.rollout import to_float, to_uint8
 from mbrl.study import efficiency
 from world_model import IVideoGPT
-from world_model.data import ClipBatch, ClipDataset
+from world_model.api import Clips
+from world_model.data import ClipDataset
 from world_model.ivideogpt.weights import read_heads
 from world_model.metrics import correlation, psnr
 
@@ -99,7 +100,7 @@ class Study:
         )
         return load_plain(PredictSettings, "predict", [f"{key}={value}" for key, value in values.items()])
 
-    def held_out(self, model: IVideoGPT) -> ClipBatch:
+    def held_out(self, model: IVideoGPT) -> Clips:
         """Clips of K + H frames that nothing was trained on."""
         data = ClipDataset(self.pretrain.data, "held_out", self.pretrain.held_out_every)
         return cut(data, model.layout.context_length, self.predict_settings("none"))
@@ -161,7 +162,7 @@ def scaling(study: Study) -> list[Row]:
 
 
 @torch.no_grad()
-def held_out_loss(model: IVideoGPT, clips: ClipBatch) -> tuple[float, float]:
+def held_out_loss(model: IVideoGPT, clips: Clips) -> tuple[float, float]:
     """Cross-entropy in nats a token, and the share of tokens that were the likeliest, slots counted."""
     losses, accuracies = [], []
     for first in range(0, len(clips.frames), TOKENIZED):

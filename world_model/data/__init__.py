@@ -1,6 +1,6 @@
 """Video with actions and rewards to train world models on: one format, whatever the source."""
 
-from world_model.data.clips import ClipBatch, ClipDataset, DataError, Recording, goal_first, shard_names, write_shard
+from world_model.data.clips import ClipDataset, DataError, Recording, goal_first, shard_names, write_shard
 from world_model.data.source import BROKEN, Reader, SourceOptions
 
 
@@ -36,7 +36,6 @@ def make_reader(source: str, options: SourceOptions) -> Reader:
 
 __all__ = [
     "BROKEN",
-    "ClipBatch",
     "ClipDataset",
     "DataError",
     "Reader",

@@ -23,6 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from world_model.api import Clips
+
 MAPPED = 256  # shards that are mapped at a time: each is an open file, and of those there are not many
 
 
@@ -37,15 +39,6 @@ class Recording(NamedTuple):
     actions: np.ndarray  # float32 (T, A)
     rewards: np.ndarray  # float32 (T,)
     successes: np.ndarray | None = None  # float32 (T,), 1 where the decision touched success; None is unknown
-
-
-class ClipBatch(NamedTuple):
-    """Windows of consecutive frames; what leads out of a window or an episode is zero or unused, as in replay."""
-
-    frames: Tensor  # uint8 (B, T, 3, H, W)
-    actions: Tensor  # float32 (B, T, A)
-    rewards: Tensor  # float32 (B, T)
-    successes: Tensor  # float32 (B, T), NaN where the recording does not say
 
 
 def goal_first(*fields: Tensor) -> tuple[Tensor, ...]:
@@ -227,7 +220,7 @@ class ClipDataset:
             self._cumulative[length] = ends / ends[-1]  # exactly one at the end
         return self._cumulative[length]
 
-    def sample(self, batch_size: int, length: int, generator: np.random.Generator) -> ClipBatch:
+    def sample(self, batch_size: int, length: int, generator: np.random.Generator) -> Clips:
         """The windows that `draw` gives."""
         return self.windows(*self.draw(batch_size, length, generator), length)
 
@@ -252,14 +245,14 @@ class ClipDataset:
             start = generator.integers(windows[episode])
         return episode, start
 
-    def windows(self, episodes: np.ndarray, starts: np.ndarray, length: int) -> ClipBatch:
+    def windows(self, episodes: np.ndarray, starts: np.ndarray, length: int) -> Clips:
         """The window of `length` frames of each of `episodes` (B,) that begins at its frame `starts` (B,)."""
         places = [
             (shard, slice(first + offset, first + offset + length))
             for (shard, first, _), offset in zip(self._episodes[episodes].tolist(), starts.tolist(), strict=True)
         ]
         steps = (self._actions, self._rewards, self._successes)
-        return ClipBatch(
+        return Clips(
             torch.from_numpy(np.stack([self._map(shard)[window] for shard, window in places])),
             *(torch.from_numpy(np.stack([field[shard][window] for shard, window in places])) for field in steps),
         )

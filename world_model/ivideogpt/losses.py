@@ -12,6 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from world_model.api import Clips
+from world_model.ivideogpt import parallel
+from world_model.ivideogpt.config import TokenClips
 from world_model.ivideogpt.network import VideoGPT
 from world_model.ivideogpt.tokenizer import CompressiveTokenizer, Reconstruction
 from world_model.metrics import moved
@@ -94,6 +97,19 @@ class Target(NamedTuple):
 
     values: Tensor  # float (B, T), environment units, NaN where nothing is known
     weight: Tensor  # (), of the part's mean, so that the mean over all parts is that over all that is known
+
+
+def split_targets(clips: Clips | TokenClips, clean: Tensor, parts: int) -> list[dict[str, Target]]:
+    """What the heads learn from, for each of the parts of a batch; nothing in clips that are not `clean`, bool (B,)."""
+    targets = clips.targets() if isinstance(clips, Clips) else {"reward": clips.rewards}
+    split: list[dict[str, Target]] = [{} for _ in range(parts)]
+    for name, target in targets.items():
+        target = target.where(clean[:, None], torch.nan)
+        known = target.isfinite().float()
+        share = parallel.total(known.mean()) / parallel.processes()
+        for part, values in zip(split, target.chunk(parts), strict=True):
+            part[name] = Target(values, values.isfinite().float().mean() / share.clamp_min(1e-6))
+    return split
 
 
 class TransformerLoss(nn.Module):
