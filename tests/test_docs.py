@@ -34,9 +34,7 @@ PLAIN = {
     "sweep": runs.SweepSettings,
 }
 PRESETS = ("smoke", "small", "paper")
-# What the README tells people to write or to look for.
-NAMES = """Simulator expert_action task_names make TASKS RULES Agent make_agent Settings LOOPS BehaviourCloner
-    make_world dream imagine save_pretrained update autocast state load_state""".split()
+DOCUMENTS = ["README.md", *(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").glob("*.md")))]
 COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 # Every key of the agent and of the world model once, in seconds: episodes of 20 decisions, one evaluation, cloning.
@@ -115,32 +113,15 @@ def test_commands_of_the_readme_are_understood(command):
         load([*words[3:], "device=cpu"])
 
 
-def test_the_curves_differ_in_what_they_say():
-    curves = [command for command in commands() if "button-press-topdown-wall" in command]
-    made = [load([*would_run(command)[3:], "device=cpu"]) for command in curves]
-    assert [(s.agent, s.variant, s.drqv2.bc_schedule == "0") for s in made] == [
-        ("mbpo", "", False),
-        ("mbpo", "one-thread", False),
-        ("mbpo", "", False),
-        ("drqv2", "", False),
-        ("mbpo", "scratch", False),
-        ("mbpo", "fading", False),
-        ("drqv2", "fading", False),
-        ("mbpo", "no-guide", True),
-        ("drqv2", "no-guide", True),
-    ]
-
-
 def test_keys_and_variables_of_the_readme_exist():
     code = "\n".join([*blocks("bash"), *spans()])
     keys = set(re.findall(r"(?<![\w.(])([a-z][\w.]*)=", code))
     keys |= {span for span in spans() if re.fullmatch(r"(?:drqv2|world_model)\.[\w.]+|[a-z]\w*_frames", span)}
-    assert len(keys) > 10
     assert keys - config_keys() - plain_keys() == set()
     assert set(re.findall(r"\b([A-Z_]{3,})=", code)) <= variables()
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/metrics.md", "docs/video_prediction.md"])
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_links_lead_somewhere(document):
     text = COMMENT.sub("", (ROOT / document).read_text(encoding="utf-8"))
     links = re.findall(r"\]\(([^)\s]+)\)", text)
@@ -148,23 +129,17 @@ def test_links_lead_somewhere(document):
     assert [link for link in local if link and not ((ROOT / document).parent / link).exists()] == []
 
 
-def test_files_and_names_of_the_readme_exist():
-    packages = ("agents", "configs", "docs", "envs", "mbrl", "tests", "world_model")
-    paths = [span for span in spans() if span.startswith(tuple(f"{package}/" for package in packages))]
-    assert len(paths) > 20
-    assert [path for path in paths if "<" not in path and not (ROOT / path).exists()] == []
-    folders = ("agents", "envs", "mbrl", "tests", "world_model")
-    source = "\n".join(path.read_text() for folder in folders for path in (ROOT / folder).glob("*.py"))
-    for name in NAMES:
-        assert f"`{name}`" in readme(), f"{name} is no longer in the README: take it off this list"
-        assert re.search(rf"^\s*(class|def) {name}\b|^{name}\b.* = ", source, re.MULTILINE), name
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_files_that_a_document_names_exist(document):
+    text = FENCE.sub("", COMMENT.sub("", (ROOT / document).read_text(encoding="utf-8")))
+    paths = re.findall(r"`((?:agents|benchmarks|configs|docs|envs|mbrl|tests|world_model)/[\w./-]+\.\w+)`", text)
+    assert [path for path in paths if not (ROOT / path).exists()] == []
 
 
 def test_table_of_presets():
     rows = [line.strip("|\n").split("|") for line in readme().splitlines() if line.startswith("|")]
     chosen = {preset: load([f"preset={preset}", "device=cpu"]) for preset in PRESETS}
     values = {preset: flatten(to_dict(settings)) for preset, settings in chosen.items()}
-    checked = 0
     for name, *cells in rows:
         key = re.match(r"\s*`([\w.]+)`", name)
         if key is None or len(cells) != len(PRESETS) or key[1] not in values["small"]:
@@ -174,8 +149,6 @@ def test_table_of_presets():
             if told != "by task":
                 written = f"{value:,}".removesuffix(".0") if isinstance(value, int | float) else str(value)
                 assert told == written, f"{preset} {key[1]}"
-                checked += 1
-    assert checked > 25
 
 
 def test_sizes_of_the_presets():
