@@ -146,6 +146,8 @@ class DrQv2:
         self.device = torch.device(device)
         self._stddev = parse_schedule(config.stddev_schedule)
         self._bc_weight = parse_schedule(config.bc_schedule)
+        if config.precision == "auto":
+            raise InvalidConfig("precision=auto is decided by whoever builds the agent: give it fp32 or bf16")
         self._bf16 = config.precision == "bf16"
         weights_seed, noise_seed = substreams(seed, 2)
 

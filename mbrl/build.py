@@ -201,7 +201,8 @@ def make_onestep(settings: Settings, env: envs.PixelEnv, device: torch.device) -
             f"frame_stack={settings.frame_stack} must be at least world_model.onestep.frames={config.frames}: "
             "dreams begin with a stack"
         )
-    torch.manual_seed(stream_seed(settings.seed, "torch"))
+    if settings.image_size % 8:
+        raise UserError(f"image_size={settings.image_size} must be a multiple of 8 for world_model.kind=onestep")
     model = OneStep(config, env.action_space.shape[0], settings.world_model.heads)
     world = OneStepWorld(model, settings.image_size, device, settings.action_repeat)
     if pretrained != "none":

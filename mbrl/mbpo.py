@@ -48,7 +48,7 @@ class MBPO:
         window = s.imagined_buffer_frames * s.rollout_every_frames // dreamt
         run.progress.write(f"the imagined buffer holds the dreams of the last {window:,} frames")
         self.initialised = False  # whether the first training of the world model and the first dreams are done
-        self.imagines = s.real_ratio < 1  # otherwise nothing would learn from dreams: no world model is needed
+        self.imagines = s.real_ratio < 1  # otherwise nothing would learn from dreams: the world model stays as it is
         self.background = Background(device)
 
     def train(self) -> None:
@@ -173,6 +173,7 @@ class MBPO:
 
     def close(self) -> None:
         self.background.close()
+        self.world.close()
         self.session.close()
 
     # -- saving ------------------------------------------------------------------------------------------------------
@@ -191,8 +192,14 @@ class MBPO:
 
     def restore(self, saved: Checkpoint) -> None:
         device = self.session.device
-        self.world.load_weights(saved.load("world_model.safetensors", device))
-        self.world.load_state(saved.load("world_model.pt", device))
+        try:
+            self.world.load_weights(saved.load("world_model.safetensors", device))
+            self.world.load_state(saved.load("world_model.pt", device))
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise UserError(
+                f"{saved.path} holds another world model than this version makes of the run's config: finish the run "
+                "with the version that began it (git.json), or set variant=<name> to begin anew"
+            ) from error
         self.imagined.load_state_dict(saved.load("imagined.pt"))
         dreams = saved.load("dreams.pt")
         self.generator.set_state(dreams["generator"])

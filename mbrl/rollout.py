@@ -55,6 +55,8 @@ def dream(
 ) -> list[Episode]:
     """Let the agent act in the world model for `horizon` decisions, exploring as it does at `decision`.
 
+    An agent with a memory must be a copy: the dream is an episode of its own, and a real one may be under way.
+
     Args:
         starts: B real moments, see `ReplayBuffer.sample_starts`.
     Returns:

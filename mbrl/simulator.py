@@ -22,7 +22,7 @@ from mbrl.rollout import to_float
 from world_model import Clips, Dream, Origin
 from world_model.api import ClipSampler, PlainStep
 
-KEPT = 512  # episodes whose moments are kept
+KEPT = 128  # episodes whose moments are kept, of Meta-world 0.8 MB each
 
 
 class SimulatorRollout:
@@ -91,7 +91,10 @@ class SimulatorWorld:
         """The moment of an origin, whose episode is played again if it was not lately."""
         key = (origin.seed, origin.actions.tobytes())
         if key not in self._episodes:
-            self._episodes[key] = self._env.replay(origin.seed, origin.actions)
+            # Nothing of the stack is looked at, so nothing need be drawn for it.
+            blank = np.zeros(self._env.observation_space.shape, np.uint8)
+            played = self._env.replay(origin.seed, origin.actions)
+            self._episodes[key] = [moment._replace(states=moment.states[-1:], stack=blank) for moment in played]
             if len(self._episodes) > KEPT:
                 self._episodes.popitem(last=False)
         return self._episodes[key][origin.decision]
@@ -123,3 +126,6 @@ class SimulatorWorld:
 
     def save_pretrained(self, folder: Any) -> None:
         """There is nothing to leave."""
+
+    def close(self) -> None:
+        self._env.close()

@@ -52,7 +52,7 @@ def cut_clips(episodes: Sequence[Episode], count: int, length: int, seed: int) -
         if episode.seed is not None:
             origins.append(Origin(episode.seed, episode.actions, start))
     frames_, actions_, rewards_ = (torch.from_numpy(np.stack(parts)) for parts in (frames, actions, rewards))
-    return Windows(frames_, actions_, rewards_, origins)
+    return Windows(frames_, actions_, rewards_, origins if len(origins) == count else [])
 
 
 @torch.no_grad()

@@ -112,6 +112,25 @@ def test_a_dream_longer_than_the_positions_begins_again_from_its_own_frames():
     assert dream.rewards.shape == (3, 7)
 
 
+def test_candidates_of_long_dreams():
+    """Widened before and after it began again, when it was exactly full, and copied when wide."""
+    model, (context, actions) = make_model(), given(rows=2, horizon=7)
+    layout = model.layout
+    model.transformer.config = type(TRANSFORMER)(**(vars(TRANSFORMER) | {"max_position_embeddings": layout.length(5)}))
+    whole = model.imagine(context, actions, 7, temperature=0).frames
+    for begun in (1, 3, 4):  # room for three frames
+        rollout = model.start(context, temperature=0)
+        for action in actions[:, :begun].unbind(1):
+            rollout.step(action)
+        wide = rollout.expand(3)
+        copied = wide.fork()
+        for each in (wide, copied):
+            for action in actions[:, begun:].unbind(1):
+                each.step(action.repeat_interleave(3, 0))
+            close(each.frames[:, 2:], whole.repeat_interleave(3, 0))
+            assert each.anchors == [3, 6]
+
+
 def test_positions_without_room_for_a_frame_are_refused():
     model = make_model()
     model.transformer.config = type(TRANSFORMER)(**(vars(TRANSFORMER) | {"max_position_embeddings": 20}))
@@ -140,7 +159,11 @@ def test_the_policy_acts_outside_the_models_precision():
         assert not torch.is_autocast_enabled("cpu")
         return actions[:, frames.shape[1] - 2]
 
-    assert imagine(learner, context, policy, 3).frames.shape == (3, 3, 3, 32, 32)
+    dream = imagine(learner, context, policy, 3)
+    assert dream.frames.shape == (3, 3, 3, 32, 32)
+    rollout = learner.start(context)
+    steps = [rollout.step(actions[:, t]) for t in range(3)]
+    assert {step.frame.dtype for step in reversed(steps)} == {dream.frames.dtype} == {torch.float32}
 
 
 def test_nothing_is_learned_while_the_world_is_frozen():

@@ -10,6 +10,7 @@ from synthetic import compared
 from tiny import Command, copy_of, different, tiny, train
 
 from mbrl import evaluate, resume
+from mbrl.compare.results import given, read_run
 from mbrl.experiment.identity import FREE_KEYS, UNUSED, differences, uses, with_defaults
 from mbrl.experiment.run import Run, is_finished, run_folder, stored_settings
 from mbrl.experiment.settings import CONFIG_DIR, Settings, UserError, flatten, load, to_dict
@@ -93,6 +94,15 @@ def test_a_new_seed_stands_beside_a_published_run(folder: Path, tmp_path: Path) 
     edit(second, drqv2__critic_target_tau=0.5)
     with pytest.raises(UserError, match="are not seeds of one method: drqv2.critic_target_tau 0.01 and 0.5"):
         compared(tmp_path)
+
+
+def test_renamed_keys_keep_their_values() -> None:
+    folder = PUBLISHED / "button-press-topdown-wall/mbpo-no-guide/1"
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["drqv2"]["guide_schedule"] == "0"
+    assert with_defaults(config)["drqv2"]["bc_schedule"] == "0"
+    assert "behaviour cloning" not in given(read_run(folder, lambda note: None))
+    assert "behaviour cloning" in given(read_run(folder.parents[1] / "mbpo/1", lambda note: None))
 
 
 # -- a run that goes on ------------------------------------------------------------------------------------------------

@@ -159,7 +159,7 @@ def test_a_mistake_gets_one_line(words: list[str], line: str) -> None:
         ("drqv2.critic_target_tau=2", "at most 1"),
         ("drqv2.critic_target_tau=0", "more than 0"),
         ("drqv2.lr=-1e-4", "more than 0"),
-        ("drqv2.guide_batch_size=0", "at least 1"),
+        ("drqv2.bc_batch_size=0", "at least 1"),
         ("dreamerv3.unimix=1.5", "at most 1"),
         ("dreamerv3.beta2=1", "less than 1"),
         ("dreamerv3.batch_length=1", "at least 2"),

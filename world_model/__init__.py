@@ -1,13 +1,12 @@
-"""The iVideoGPT world model: a compressive video tokenizer and a transformer over frames, actions and rewards."""
+"""World models behind one contract (`world_model.api`): iVideoGPT, and a one-step predictor as its control."""
 
-from world_model.api import Clips, Dream, Origin, Rollout, Step, WorldModel, imagine
+from world_model.api import Clips, Dream, Origin, Rollout, Step, WeightsError, WorldModel, imagine
 from world_model.heads import HEADS, symexp, symlog
 from world_model.ivideogpt.layout import TokenLayout
 from world_model.ivideogpt.model import IVideoGPT
 from world_model.ivideogpt.network import Prediction
 from world_model.ivideogpt.tokenizer import TokenizerConfig
 from world_model.ivideogpt.transformer import TransformerConfig
-from world_model.ivideogpt.weights import WeightsError
 
 __all__ = [
     "HEADS",

@@ -23,6 +23,10 @@ import torch
 from torch import Tensor
 
 
+class WeightsError(ValueError):
+    """A checkpoint that is missing, damaged, or of other sizes than the model."""
+
+
 class Origin(NamedTuple):
     """The decision of a recorded episode that a dream begins at: all that restoring a simulator there needs."""
 
@@ -187,7 +191,8 @@ class WorldModel(Protocol):
     def frozen(self) -> AbstractContextManager[None]:
         """While the body runs nothing is learned: an update under way is waited for, another thread's next one waits.
 
-        Without it, a dream that goes on beside learning waits at each step, and its weights move between steps.
+        Never dream beside learning without it: a step waits for an update under way, but between steps a part of the
+        weights would move (on a CPU some are copied when the dream begins).
         """
         ...
 
@@ -211,6 +216,10 @@ class WorldModel(Protocol):
         """Leave the model in `folder` for other runs to begin from, if it has anything to leave."""
         ...
 
+    def close(self) -> None:
+        """Free what it holds besides memory."""
+        ...
+
 
 class Dream(NamedTuple):
     frames: Tensor  # float (B, H, 3, height, width) in [0, 1]
@@ -224,7 +233,7 @@ class Dream(NamedTuple):
         return self.heads.get("reward")
 
 
-class Starts(Protocol):
+class Dreamable(Protocol):
     """The part of a world model that `imagine` needs."""
 
     def start(
@@ -241,7 +250,7 @@ class Starts(Protocol):
 
 @torch.no_grad()
 def imagine(
-    world: Starts,
+    world: Dreamable,
     context: Tensor,
     policy: Tensor | Callable[[Tensor], Tensor],
     horizon: int,

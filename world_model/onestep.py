@@ -26,9 +26,8 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from world_model.api import Clips, ClipSampler, Dream, FrameRollout, Origin, is_due
+from world_model.api import Clips, ClipSampler, Dream, FrameRollout, Origin, WeightsError, is_due
 from world_model.heads import HEADS, Head
-from world_model.ivideogpt.weights import WeightsError
 from world_model.metrics import moved, moving_errors
 from world_model.precision import autocast_dtype
 
@@ -229,3 +228,6 @@ class OneStepWorld:
 
     def save_pretrained(self, folder: str | Path) -> None:
         self.model.save_pretrained(folder)
+
+    def close(self) -> None:
+        """It holds nothing."""

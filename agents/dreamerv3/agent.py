@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from agents.api import StreamBatch
+from agents.api import InvalidConfig, StreamBatch
 from agents.dreamerv3.behaviour import Behaviour
 from agents.dreamerv3.config import SIZES, DreamerV3Config
 from agents.dreamerv3.memory import StateMemory
@@ -65,6 +65,8 @@ class DreamerV3:
     ) -> None:
         self.obs_shape, self.action_dim, self.config = obs_shape, action_dim, config
         self.device = torch.device(device)
+        if config.precision == "auto":
+            raise InvalidConfig("precision=auto is decided by whoever builds the agent: give it fp32 or bf16")
         self._bf16 = config.precision == "bf16"
         with torch.random.fork_rng(devices=[]):  # the layers' own start weights, drawn here, are overwritten
             self.model = WorldModel((FRAME_CHANNELS, *obs_shape[1:]), action_dim, config)

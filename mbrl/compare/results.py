@@ -19,7 +19,7 @@ import yaml
 
 import envs
 from mbrl.compare.stats import Array
-from mbrl.experiment.identity import BETWEEN_SEEDS, differences, uses, with_defaults
+from mbrl.experiment.identity import BETWEEN_SEEDS, differences, renamed, uses, with_defaults
 from mbrl.experiment.logger import EVAL, EVAL_COLUMNS
 from mbrl.experiment.run import CONFIG, PROVENANCE, SIMULATORS
 from mbrl.experiment.settings import UserError, flatten
@@ -61,15 +61,14 @@ def given(curve: Curve) -> list[str]:
     """What a run of ours had beside its own experience, by its config."""
     config, agent = curve.config, str(curve.config["agent"])
     found = []
-    pretrained, demonstrations = config.get("world_model.pretrained", "none"), config.get("demonstrations", 0)
-    if config.get("world_model.kind") == "simulator" and uses(agent, "world_model.kind"):
+    kind, demonstrations = config.get("world_model.kind"), config.get("demonstrations", 0)
+    pretrained = config.get("world_model.onestep_pretrained" if kind == "onestep" else "world_model.pretrained", "none")
+    if kind == "simulator" and uses(agent, "world_model.kind"):
         found.append("the simulator itself as world model")
     elif pretrained != "none" and uses(agent, "world_model.pretrained"):
         domain = "in-domain " if IN_DOMAIN.get(pretrained) == envs.suite_of(curve.task).name else ""
         found.append(f"{domain}pre-training of the world model ({pretrained})")
-    # Runs before bc_schedule called it guide_schedule.
-    cloning = config.get("drqv2.bc_schedule", config.get("drqv2.guide_schedule", "0"))
-    if demonstrations and str(cloning) != "0" and uses(agent, "drqv2.bc_schedule"):
+    if demonstrations and str(config.get("drqv2.bc_schedule", "0")) != "0" and uses(agent, "drqv2.bc_schedule"):
         found.append("behaviour cloning")
     if demonstrations:
         found.append(f"{demonstrations} demonstrations in the replay buffer")
@@ -162,7 +161,7 @@ def _config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or not {"task", "agent", "seed"} <= config.keys():
         raise UserError(f"{path} is damaged: it names no task, agent and seed; leave this run out")
     try:
-        return flatten(config) | flatten(with_defaults(config))
+        return flatten(renamed(config)) | flatten(with_defaults(config))
     except UserError:  # of a task, agent, preset or protocol that this version does not have: as it is
         return flatten(config)
 

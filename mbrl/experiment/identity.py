@@ -25,7 +25,7 @@ IMAGINATION = {
     "update_transformer_every_frames",
     "update_tokenizer_every_frames",
 }
-TRANSITIONS = {"nstep", "discount", "batch_size", "agent_updates_per_decision"}
+TRANSITIONS = {"nstep", "discount", "batch_size", "agent_updates_per_decision", "demonstration_share"}
 # Keys, and sections of them, that an agent never looks at.
 UNUSED = {
     "mbpo": frozenset({"dreamerv3"}),
@@ -45,6 +45,8 @@ BETWEEN_SEEDS = FREE_KEYS | {
     "num_eval_episodes",
     "checkpoint_every_frames",
 }
+# Old names of keys, in configs of older runs.
+RENAMED = {"drqv2.guide_schedule": "drqv2.bc_schedule", "drqv2.guide_batch_size": "drqv2.bc_batch_size"}
 CHOOSING = ("task", "agent", "preset", "protocol")  # the keys that choose files of configs/
 
 
@@ -68,7 +70,17 @@ def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises UserError if this version does not have the run's task, agent, preset or protocol.
     """
-    return _laid_over(_defaults(*(f"{key}={config[key]}" for key in CHOOSING if key in config)), config)
+    return _laid_over(_defaults(*(f"{key}={config[key]}" for key in CHOOSING if key in config)), renamed(config))
+
+
+def renamed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A nested config with the present names of its keys."""
+    new = {key: dict(value) if isinstance(value, Mapping) else value for key, value in config.items()}
+    for old, name in RENAMED.items():
+        (section, old_key), (_, key) = old.split("."), name.split(".")
+        if old_key in new.get(section, {}):
+            new[section][key] = new[section].pop(old_key)
+    return new
 
 
 @functools.cache

@@ -20,6 +20,7 @@ from mbrl.experiment.run import Run, stream_seed
 from mbrl.experiment.settings import UserError
 from mbrl.experiment.video import encode_gif, side_by_side
 from mbrl.replay import Episode, ReplayBuffer
+from world_model.api import is_due
 
 SHOWN = 3  # evaluation episodes in the video
 LOG_UPDATES = 50  # updates between two lines of the log during behaviour cloning
@@ -125,7 +126,7 @@ class Session:
 
     def due(self, every_frames: int) -> bool:
         """Whether a multiple of `every_frames` has been reached with the last decision."""
-        return self.frame // every_frames > (self.frame - self.settings.action_repeat) // every_frames
+        return is_due(self.frame, every_frames, self.settings.action_repeat)
 
     def act(self, agent: Agent) -> None:
         """One decision in the real environment."""
@@ -151,7 +152,7 @@ class Session:
     def checkpoint_due(self) -> bool:
         """So that no checkpoint is further back than `checkpoint_every_frames`; only between episodes.
 
-        There the environment needs no saving. The last one is for `finish`.
+        There the environment needs no saving. The last one is saved as `finished`.
         """
         ahead = self.frame + self.episode_frames - self._saved
         unfinished = self.frame < self.settings.num_train_frames

@@ -280,7 +280,8 @@ def _check_sizes(settings: Settings, words: Sequence[Override]) -> None:
     used = ("world_model.tokenizer.context_length", "world_model.transformer.attention_dropout")
     pretrained = settings.world_model.pretrained
     for word in words:
-        if pretrained != "none" and word.key_or_group.startswith(sized) and word.key_or_group not in used:
+        ours = settings.world_model.kind == "ivideogpt" and pretrained != "none"
+        if ours and word.key_or_group.startswith(sized) and word.key_or_group not in used:
             enough = max(settings.initial_model_updates, settings.updates_before_dreams)
             longer = f" initial_model_updates={enough}" if enough > settings.initial_model_updates else ""
             raise UserError(
@@ -292,7 +293,8 @@ def _check_sizes(settings: Settings, words: Sequence[Override]) -> None:
 def _check_enough(settings: Settings) -> None:
     """Refuse what would run to its end and never learn. Only of what is asked for: a run that was made can be read."""
     s, least = settings, settings.updates_before_dreams
-    dreams_at_random = s.agent == "mbpo" and s.real_ratio < 1 and s.world_model.pretrained == "none"
+    dreams_at_random = s.agent == "mbpo" and s.real_ratio < 1
+    dreams_at_random &= s.world_model.kind == "ivideogpt" and s.world_model.pretrained == "none"
     if dreams_at_random and s.initial_model_updates < least:
         raise UserError(
             f"initial_model_updates={s.initial_model_updates} must be at least {least} beside "

@@ -63,3 +63,7 @@ class LearnerConfig:
     motion_weight: Annotated[float, "[0, inf)"]
     perceptual_weights: str  # folder with LPIPS-VGG weights, or "none"
     precision: Literal["auto", "fp32", "bf16"]  # "auto" (bf16 where the device computes in it), "fp32" or "bf16"
+
+    def __post_init__(self) -> None:
+        if self.token_noise and self.batch_size == 1:
+            raise ValueError("token_noise needs batch_size=2 or more: heads learn from the clips that it leaves clean")

@@ -372,6 +372,9 @@ class WorldModelLearner:
         """The model in the official layout, for `IVideoGPT.from_pretrained`."""
         self.model.save_pretrained(folder)
 
+    def close(self) -> None:
+        """It holds nothing."""
+
     def state(self) -> dict[str, Any]:
         """Everything but the model's weights; loads with `weights_only=True`."""
         return {

@@ -62,7 +62,7 @@ class IVideoGPT(VideoGPT):
             new_actions: start the action weights at zero where the checkpoint's are for another `action_dim`.
             heads: what is predicted beside the frames; a head that the checkpoint has not starts at zero.
         Raises:
-            world_model.weights.WeightsError: files are missing, damaged or of other sizes.
+            world_model.WeightsError: files are missing, damaged or of other sizes.
         """
         tokenizer, transformer = weights.read_configs(folder, context_length)
         if attention_dropout is not None:
@@ -72,5 +72,5 @@ class IVideoGPT(VideoGPT):
         return model
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
-        """Write a checkpoint in the official layout; see `world_model.weights.save`."""
+        """Write a checkpoint in the official layout; see `world_model.ivideogpt.weights.save`."""
         weights.save(self, folder, dtype)

@@ -200,7 +200,12 @@ class TokenRollout:
         tokenizer = self._model.tokenizer
         with self._computing():
             by_start = tokenizer.dynamics_quantize.embedding(codes).unflatten(0, (len(self._last_given), -1))
-            return tokenizer.decode_future(by_start, self._memory, self._last_given).flatten(0, 1).clamp(0, 1)
+            return (
+                tokenizer.decode_future(by_start, self._memory, self._last_given)
+                .flatten(0, 1)
+                .clamp(0, 1)
+                .to(self._frames.dtype)
+            )
 
     def fork(self) -> TokenRollout:
         """A copy that can go another way. Both draw from one generator."""

@@ -156,7 +156,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, cache: KVCache, layer: int) -> Tenso
     own = q @ k.transpose(2, 3)  # (B, N, L, E)
     if later is not None:
         own = own.masked_fill(later, -torch.inf)
-    weights = torch.cat([past, own], dim=-1).softmax(-1)
+    weights = torch.cat([past, own], dim=-1).softmax(-1, dtype=torch.float32).to(v.dtype)
     past, own = weights.split([past.shape[3], end], dim=-1)
     seen = (by_group(past) @ past_v).unflatten(2, (-1, length)).transpose(1, 2).flatten(0, 1)
     return seen + own @ v

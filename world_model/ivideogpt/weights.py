@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
+from world_model.api import WeightsError
 from world_model.heads import HEADS
 from world_model.ivideogpt.network import VideoGPT
 from world_model.ivideogpt.tokenizer import TokenizerConfig
@@ -74,10 +75,6 @@ TOP_KEYS = {
 }
 
 Config = TypeVar("Config", TokenizerConfig, TransformerConfig)
-
-
-class WeightsError(ValueError):
-    """A checkpoint that is missing, damaged, or of other sizes than the model."""
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -234,7 +231,7 @@ def _to_official(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def save(model: VideoGPT, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
     """Write `model` to `folder` in the official layout, its weights as `dtype`. Not atomic.
 
-    The official code loads it; a `blend` or `space_to_depth` tokenizer (ours) it does not know.
+    The official code loads it; heads beside the reward and a `blend` or `space_to_depth` tokenizer (ours) it does not know.
     """
     folder = Path(folder)
     for name in ("tokenizer", "transformer"):
