@@ -231,7 +231,7 @@ def _to_official(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def save(model: VideoGPT, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
     """Write `model` to `folder` in the official layout, its weights as `dtype`. Not atomic.
 
-    The official code loads it; heads beside the reward and a `blend` or `space_to_depth` tokenizer (ours) it does not know.
+    The official code loads it, but for what is ours: other heads, a `blend` or `space_to_depth` tokenizer.
     """
     folder = Path(folder)
     for name in ("tokenizer", "transformer"):
