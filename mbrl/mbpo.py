@@ -64,16 +64,14 @@ class MBPO:
                 # A policy that has learned nothing here fills the real replay.
                 session.act(session.seed_agent)
             else:
-                if self.imagines and not self.initialised:
-                    self.initialise()
+                self.initialise()
                 # Learn the world.
-                if self.imagines:
-                    self.learn_world(session.frame)
+                self.learn_world(session.frame)
                 # Learn to act, from reality and dreams.
                 for _ in range(session.updates_due(s.agent_updates_per_decision)):
                     session.learn_to_act(session.agent_batch(self.mixed_batch))
                 # Dream.
-                if self.imagines and session.due(s.rollout_every_frames):
+                if session.due(s.rollout_every_frames):
                     self.dream(self.agent)
                 # Act.
                 session.act(self.agent)
@@ -95,8 +93,10 @@ class MBPO:
     # -- the verbs of MBPO -------------------------------------------------------------------------------------------
 
     def initialise(self) -> None:
-        """First training of the world model, first dreams."""
+        """First training of the world model, first dreams; once."""
         session, s = self.session, self.session.settings
+        if self.initialised or not self.imagines:
+            return
         with self.background.alone():
             for i in trange(s.initial_model_updates, desc="first training of the world model", leave=False):
                 self.learn_world(frame=None)
@@ -110,7 +110,7 @@ class MBPO:
 
     def learn_world(self, frame: int | None) -> None:
         """Update the parts that are due at `frame` (all without one) on fresh real clips, in the background."""
-        run, batch = self.session.run, self.world.sample(self.clips, frame)
+        run, batch = self.session.run, self.world.sample(self.clips, frame) if self.imagines else None
         if batch is None:
             return
 
@@ -129,6 +129,8 @@ class MBPO:
     def dream(self, agent: Agent) -> None:
         """Roll the world model out from real states, under `agent`, into the imagined buffer."""
         session, s = self.session, self.session.settings
+        if not self.imagines:
+            return
         with self.still_world(), session.run.timed("dream_s"):
             episodes = dream(
                 self.world,
