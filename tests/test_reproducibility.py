@@ -15,9 +15,10 @@ import pytest
 import torch
 from tiny import different, train, weights
 
-from mbrl import mbpo, rollout
+from mbrl import rollout
 from mbrl.collector import Collector
 from mbrl.experiment import checkpoints as checkpoints_module
+from mbrl.experiment.session import Session
 from world_model.ivideogpt.learner import WorldModelLearner
 
 EVERY = 40  # checkpoint_every_frames of a tiny run
@@ -115,7 +116,7 @@ def in_a_checkpoint(number: int) -> None:
 
 def in_an_update(number: int) -> None:
     """Dies right after the `number`-th update of the agent."""
-    calls, learn_to_act = [0], mbpo.MBPO.learn_to_act
+    calls, learn_to_act = [0], Session.learn_to_act
 
     def counted(self, batch):
         learn_to_act(self, batch)
@@ -123,7 +124,7 @@ def in_an_update(number: int) -> None:
         if calls[0] == number:
             kill_me()
 
-    mbpo.MBPO.learn_to_act = counted
+    Session.learn_to_act = counted
 
 
 def train_until_killed(run_root: Path, arrange: Callable[[], None], *words: str) -> int:
