@@ -31,7 +31,7 @@ from world_model.heads import HEADS, Head
 from world_model.metrics import moved, moving_errors
 from world_model.precision import autocast_dtype
 
-UNCHANGED = -2.0  # logit of the gate of a network that knows nothing
+INIT_GATE_LOGIT = -2.0  # logit of the gate of a network that knows nothing
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class OneStep(nn.Module):
         self.out = nn.Conv2d(16, 4, 3, padding=1)
         nn.init.zeros_(self.out.weight)
         with torch.no_grad():
-            cast(Tensor, self.out.bias).copy_(torch.tensor([0.5, 0.5, 0.5, UNCHANGED]))
+            cast(Tensor, self.out.bias).copy_(torch.tensor([0.5, 0.5, 0.5, INIT_GATE_LOGIT]))
         self.read = nn.LazyLinear(8 * w)
         self.heads = nn.ModuleDict({name: HEADS[name](8 * w) for name in heads})
 
