@@ -390,12 +390,17 @@ def _spread(data: ClipDataset) -> list[Episode]:
     return [Episode(e.frames, e.actions, e.rewards, terminated=False, successes=e.successes) for e in episodes]
 
 
+def pretrain(settings: PretrainSettings) -> None:
+    """Train; everything that processes share is let go when this returns, before they part."""
+    with Pretraining(settings) as pretraining:
+        if pretraining.logger is not None:
+            print(pretraining.plan(), flush=True)
+        pretraining.train()
+
+
 def main(overrides: list[str]) -> None:
     settings = load_plain(PretrainSettings, "pretrain", overrides)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     with joined_processes(settings.device):
-        with Pretraining(settings) as pretraining:
-            if pretraining.logger is not None:
-                print(pretraining.plan(), flush=True)
-            pretraining.train()
+        pretrain(settings)
