@@ -88,10 +88,10 @@ def collect_demonstrations(task: str, episodes: int, seed: int, **make_keywords:
         envs.NoExpert: the task has none (the DM Control suite never has).
         envs.ExpertFailed: fewer than one episode in ten contains a success.
     """
+    if not envs.suite_of(envs.canonical(task)).experts:
+        raise envs.NoExpert(f"{task!r} has no scripted expert: set demonstrations=0")
     env = envs.make(task, seed, **make_keywords)
     try:
-        if not hasattr(env.simulator, "expert_action"):
-            raise envs.NoExpert(f"{task!r} has no scripted expert: set demonstrations=0")
         kept: list[Episode] = []
         attempts = episodes * ATTEMPTS
         for _ in range(attempts):

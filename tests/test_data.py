@@ -31,7 +31,7 @@ def test_windows_hold_what_was_recorded_and_stay_inside_an_episode(folder):
     assert dataset.num_episodes == 8
     assert dataset.num_frames == 6 + 7 + 8 + 9 + 4 * 10
     assert dataset.action_dim == 2
-    frames, actions, rewards, _ = dataset.sample(500, 6, np.random.default_rng(0))
+    frames, actions, rewards, *_ = dataset.sample(500, 6, np.random.default_rng(0))
     episode, index = frames[:, :, 0, 0, 0].float(), frames[:, :, 1, 0, 0].float()
     assert (episode == episode[:, :1]).all()
     assert (index.diff(dim=1) == 1).all()

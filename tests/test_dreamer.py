@@ -360,9 +360,9 @@ def test_how_often_what_is_done(run_root: Path, monkeypatch: pytest.MonkeyPatch)
     updates: list[int] = []
     offered: list[int] = []
     begun: list[bool] = []
-    learn, sample, begin = Dreamer.learn_to_act, ReplayBuffer.sample_stream, DreamerV3.begin_episode
+    learn, sample, begin = Session.learn_to_act, ReplayBuffer.sample_stream, DreamerV3.begin_episode
 
-    def counted(self: Dreamer, batch: StreamBatch) -> None:
+    def counted(self: Session, batch: StreamBatch) -> None:
         updates.append(self.frame)
         learn(self, batch)
 
@@ -375,7 +375,7 @@ def test_how_often_what_is_done(run_root: Path, monkeypatch: pytest.MonkeyPatch)
         begun.append(eval_mode)
         begin(self, eval_mode)
 
-    monkeypatch.setattr(Dreamer, "learn_to_act", counted)
+    monkeypatch.setattr(Session, "learn_to_act", counted)
     monkeypatch.setattr(ReplayBuffer, "sample_stream", watched)
     monkeypatch.setattr(DreamerV3, "begin_episode", noted)
     folder = train(run_root, *TINY_DREAMER, "num_eval_episodes=3")

@@ -104,8 +104,12 @@ def poison_world_model(monkeypatch: pytest.MonkeyPatch, field: str, at: int) -> 
     update, calls = WorldModelLearner.update, iter(range(10**6))
 
     def poisoned(self: WorldModelLearner, clips: Clips, *rest: Any) -> dict[str, torch.Tensor]:
-        broken = clips._replace(**{field: getattr(clips, field) * math.nan}) if next(calls) == at else clips
-        return update(self, broken, *rest)
+        broken = next(calls) == at
+        if broken and field == "rewards":  # a reward that is not finite is one that nobody knows
+            self.model.heads["reward"].bias.data.fill_(math.nan)
+        elif broken:
+            clips = clips._replace(**{field: getattr(clips, field) * math.nan})
+        return update(self, clips, *rest)
 
     monkeypatch.setattr(WorldModelLearner, "update", poisoned)
 

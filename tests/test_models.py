@@ -157,7 +157,7 @@ def test_pre_training_without_actions_and_rewards(data, tmp_path, typed, monkeyp
     code, _, error = typed(pretrain.main, *given)
     assert (code, error) == (0, "")
     model = tmp_path / "out/model"
-    assert read_heads(model) == (0, False)
+    assert read_heads(model) == (0, ())
     assert read_configs(model)[0].context_length == 1
     logged = (tmp_path / "out/metrics.jsonl").read_text()
     assert "held_out/moving_error_ratio" in logged

@@ -245,14 +245,3 @@ def test_our_export_reads_back(runs: Path, tmp_path: Path) -> None:
     for source in (files, [tmp_path / "out" / "scores.json.gz"]):
         back = [curve for path in source for curve in foreign.read_file(path, frozenset(), print) or []]
         assert content(back) == content(ours)
-
-
-def test_a_new_suite_is_exported_and_read_back(run_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = [*foreign.envs.task_names(), "mani_skill/pick-cube"]
-    monkeypatch.setattr(foreign.envs, "task_names", lambda: names)
-    for seed in (1, 2):
-        run(run_root, "mani_skill/pick-cube", "mbpo", seed, [0.2, 0.4])
-    foreign.write_dreamerv3(read(settings(run_root), lambda _: None), run_root / "out")
-    back = foreign.read_file(run_root / "out" / "scores.json.gz", frozenset(), print) or []
-    assert [(curve.task, curve.seed) for curve in back] == [("mani_skill/pick-cube", seed) for seed in "12"]
-    assert back[0].scores.tolist() == [0.2, 0.4]

@@ -11,7 +11,8 @@ import pytest
 import torch
 from tiny_world import LEARNER
 
-from mbrl.build import ROOT, at_random, beyond_the_start, find_pretrained, make_world
+import envs
+from mbrl.build import ROOT, at_random, beyond_the_start, find_pretrained, make_ivideogpt
 from mbrl.experiment.settings import UserError, load
 
 SMALL = "world_model/pretrained/small"
@@ -98,5 +99,5 @@ def test_codebooks_of_a_model_that_starts_at_random() -> None:
 def test_small_starts_with_fixed_codebooks(overrides: list[str], moves: bool) -> None:
     """Typing what is the default anyway is not refused because of keys that belong to another start."""
     settings = load(["preset=small", "device=cpu", *(f"world_model.learner.{word}" for word in overrides)])
-    world = make_world(settings, 4, torch.device("cpu"))
+    world = make_ivideogpt(settings, envs.make("toy/reach"), torch.device("cpu"))
     assert world.model.tokenizer.quantize.embedding.weight.requires_grad is moves
