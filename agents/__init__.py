@@ -1,4 +1,4 @@
-"""Agents: things that act on stacked pictures and learn from batches of transitions (see `agents.api`)."""
+"""Agents: things that act on stacked images and learn from batches of transitions (see `agents.api`)."""
 
 from agents.api import Agent, BehaviourCloner, InvalidConfig, StateMismatch, StreamBatch, TransitionBatch
 from agents.dreamerv3 import DreamerV3, DreamerV3Config

@@ -10,7 +10,7 @@ Time is drawn here once; every other file points at this drawing::
 
     a(i) is taken at frame f(i) and leads to f(i+1); r(i) is what that action earned.
     An episode of T decisions holds T+1 frames, T actions and T rewards.
-    One decision is `action_repeat` simulator frames; f(i) is the picture at its start.
+    One decision is `action_repeat` simulator frames; f(i) is the image at its start.
 
     n-step transition at decision i, with m = min(n, T - i) so that it never leaves the episode:
 
@@ -27,7 +27,7 @@ Time is drawn here once; every other file points at this drawing::
         is_first  1  0      0       0    1   0
         is_last   0  0      0       1    0   0            is_terminal: the same where the episode terminated
 
-Letters: B batch, L steps of a window, C stacked channels, H W picture, A action.
+Letters: B batch, L steps of a window, C stacked channels, H W image, A action.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class StateMismatch(ValueError):
 
 
 class TransitionBatch(NamedTuple):
-    """Transitions as drawn above. Pictures are uint8; each network scales its own input."""
+    """Transitions as drawn above. Images are uint8; each network scales its own input."""
 
     obs: Tensor  # uint8 (B, C, H, W)
     action: Tensor  # float32 (B, A)

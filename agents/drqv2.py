@@ -20,7 +20,7 @@ follows turned off this is the published algorithm at 64x64. Optional are
     action = agent.act(obs, decision, eval_mode=False)     # (B, A)
     metrics = agent.update(batch, decision)                # flat dict of detached scalars
 
-Letters: B batch, D demonstration batch, C stacked channels, H W picture, A action, F encoder features.
+Letters: B batch, D demonstration batch, C stacked channels, H W image, A action, F encoder features.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class DrQv2:
     """The agent (see the module's docstring).
 
     Args:
-        obs_shape: (C, H, W) of the stacked uint8 pictures.
+        obs_shape: (C, H, W) of the stacked uint8 images.
         action_dim: A.
         config: the settings.
         device: where the networks live.
@@ -185,7 +185,7 @@ class DrQv2:
     @torch.no_grad()
     def act(self, obs: Tensor, decision: int, eval_mode: bool) -> Tensor:
         """Actions float32 (B, A) in [-1, 1] for obs uint8 (B, C, H, W); with `eval_mode` without noise."""
-        assert obs.dtype == torch.uint8, f"obs must be uint8 pictures, not {obs.dtype}"
+        assert obs.dtype == torch.uint8, f"obs must be uint8 images, not {obs.dtype}"
         assert obs.shape[1:] == self.obs_shape, f"obs {tuple(obs.shape)} are not (B, *{self.obs_shape})"
         obs = obs.to(self.device)
         with self._autocast():

@@ -1,7 +1,7 @@
 """Building blocks for agents that learn from pixels: encoder, trunk, MLP, random shift, initialisation.
 
 All follow DrQ-v2 (Yarats et al. 2021, arXiv 2107.09645) unless they say otherwise.
-Letters: B batch, C stacked channels, H W picture, F encoder features.
+Letters: B batch, C stacked channels, H W image, F encoder features.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-# (channels, kernel, stride, padding) of each convolution; behind it the features of a 64x64 picture
+# (channels, kernel, stride, padding) of each convolution; behind it the features of a 64x64 image
 ENCODERS = {
     "drqv2": ((32, 3, 2, 0), (32, 3, 1, 0), (32, 3, 1, 0), (32, 3, 1, 0)),  # 20000
     "strided": (
@@ -22,7 +22,7 @@ ENCODERS = {
 
 
 class Encoder(nn.Module):
-    """Pictures uint8 (B, C, H, W) -> features (B, F)."""
+    """Images uint8 (B, C, H, W) -> features (B, F)."""
 
     def __init__(self, obs_shape: tuple[int, int, int], kind: str) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class Encoder(nn.Module):
         self.repr_dim = self.convnet(torch.empty(1, *obs_shape, device="meta")).numel()
 
     def forward(self, obs: Tensor) -> Tensor:
-        # The one place where the agent scales pictures: [0, 255] -> [-0.5, 0.5].
+        # The one place where the agent scales images: [0, 255] -> [-0.5, 0.5].
         obs = obs.contiguous(memory_format=torch.channels_last).float().div_(255.0).sub_(0.5)
         return self.convnet(obs).flatten(1)
 

@@ -24,7 +24,7 @@ class Uniform:
         self._evaluation = torch.Generator(self.device).manual_seed(evaluation_seed)
 
     def begin_episode(self, eval_mode: bool) -> None:
-        """It remembers nothing."""
+        """Stateless: there is nothing to forget."""
 
     def act(self, obs: Tensor, decision: int, eval_mode: bool) -> Tensor:
         """Actions float32 (B, A); of `obs` only the batch size is read."""

@@ -1,6 +1,6 @@
 """Our own speed: the cost of each part of the MBPO loop at the sizes of a preset, and its share of a whole run.
 
-The parts are timed one by one on random pictures (their cost does not depend on what they show), then multiplied by
+The parts are timed one by one on random images (their cost does not depend on what they show), then multiplied by
 how often the preset's schedule calls for them. Logging, videos and checkpoints are left out.
 """
 
@@ -82,7 +82,7 @@ class Parts:
         self.world.updates["tokenizer"] = max(self.world.updates["tokenizer"], learner.quantize_after)
 
     def decide(self) -> None:
-        """One decision of the environment, its picture included; a new episode where one ended."""
+        """One decision of the environment, its image included; a new episode where one ended."""
         *_, terminated, truncated, _ = self.env.step(self.action)
         if terminated or truncated:
             self.env.reset()

@@ -16,8 +16,8 @@ from mbrl.experiment.command import command
 from mbrl.experiment.settings import Settings, pick_device
 
 
-def main(words: list[str]) -> None:
-    chosen, settings, of_run = options.read(words)
+def main(overrides: list[str]) -> None:
+    chosen, settings, of_run = options.read(overrides)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     device = pick_device(settings.device)

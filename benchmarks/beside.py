@@ -199,12 +199,14 @@ def check_peer(checkout: str, python: str, peer: Peer = IVIDEOGPT) -> tuple[tupl
     return (python, "-m", peer.worker, str(root)), json.loads(done.stdout)
 
 
-def lines(settings: Settings, options: Options, words: Sequence[str], peer: Sequence[str], folder: Path) -> list[Line]:
+def lines(
+    settings: Settings, options: Options, overrides: Sequence[str], peer: Sequence[str], folder: Path
+) -> list[Line]:
     """The lines that are asked for."""
     s, learner = settings, settings.world_model.learner
     batches = options.cuda if s.device == "cuda" else options.cpu
     spec: dict[str, Any] = {
-        "words": list(words),
+        "overrides": list(overrides),
         "folder": str(folder),
         "device": s.device,
         "threads": s.threads,
@@ -243,7 +245,7 @@ def lines(settings: Settings, options: Options, words: Sequence[str], peer: Sequ
     return [found[name] for name in options.lines]
 
 
-def measure(options: Options, settings: Settings, words: Sequence[str], out: Path) -> tuple[str, dict[str, Any]]:
+def measure(options: Options, settings: Settings, overrides: Sequence[str], out: Path) -> tuple[str, dict[str, Any]]:
     """The table of all lines and its numbers.
 
     Raises:
@@ -255,7 +257,7 @@ def measure(options: Options, settings: Settings, words: Sequence[str], out: Pat
     results, left_out = [], []
     with tempfile.TemporaryDirectory(dir=out) as scratch:
         folder = Path(scratch).resolve()
-        chosen = lines(settings, options, words, peer, folder)
+        chosen = lines(settings, options, overrides, peer, folder)
         inputs.write(folder, settings, options)
         for line in chosen:
             for precision in line.precisions:

@@ -77,11 +77,11 @@ class Options:
     calls: Positive
 
 
-def read(words: Sequence[str]) -> tuple[Options, Settings, list[str]]:
-    """The options, the settings of the run that is meant, and the words of those settings."""
+def read(overrides: Sequence[str]) -> tuple[Options, Settings, list[str]]:
+    """The options, the settings of the run that is meant, and the overrides of those settings."""
     own = {field.name for field in dataclasses.fields(Options)}
-    mine = [word for word in words if word.split("=")[0] in own]
-    of_run = [word for word in words if word not in mine]
+    mine = [word for word in overrides if word.split("=")[0] in own]
+    of_run = [word for word in overrides if word not in mine]
     of_run = ["agent=dreamerv3", "dreamerv3.precision=fp32", "device=cpu", *of_run]
     return load_plain(Options, "bench_dreamerv3", mine), load(of_run), of_run
 
@@ -96,11 +96,11 @@ def official_config(settings: Settings) -> dict[str, Any]:
     return keys | {
         "seed": settings.seed,
         "replay.size": settings.replay_buffer_frames // settings.action_repeat,
-        r".*\.mults": [width // size.depth for width in widths],  # one convolution less for small pictures
+        r".*\.mults": [width // size.depth for width in widths],  # one convolution less for small images
     }
 
 
-def describe(settings: Settings, words: Sequence[str]) -> dict[str, Any]:
+def describe(settings: Settings, overrides: Sequence[str]) -> dict[str, Any]:
     """What a worker needs to know of a run."""
     s = settings
     for name in ("num_train_frames", "eval_every_frames"):
@@ -109,7 +109,7 @@ def describe(settings: Settings, words: Sequence[str]) -> dict[str, Any]:
     first = s.num_seed_frames // s.eval_every_frames + 1  # the evaluations of mbrl/experiment/session.py
     evaluations = {*range(first * s.eval_every_frames, s.num_train_frames, s.eval_every_frames), s.num_train_frames}
     return {
-        "words": list(words),
+        "overrides": list(overrides),
         "device": "cpu",
         "threads": s.threads,
         "task": s.task,
@@ -124,7 +124,7 @@ def describe(settings: Settings, words: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def learn(settings: Settings, words: Sequence[str], theirs: Sequence[str]) -> str:
+def learn(settings: Settings, overrides: Sequence[str], theirs: Sequence[str]) -> str:
     """Let the official code learn."""
     official = dataclasses.replace(settings, variant="-".join(filter(None, [settings.variant, "official"])))
     folder = run_folder(official)
@@ -134,16 +134,16 @@ def learn(settings: Settings, words: Sequence[str], theirs: Sequence[str]) -> st
     (folder / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.create(to_dict(official))))
     start = time.perf_counter()
     with Worker(theirs, folder / "worker.log") as worker:
-        spec = describe(settings, words) | {"folder": str(folder.resolve())}
+        spec = describe(settings, overrides) | {"folder": str(folder.resolve())}
         updates = worker.ask("learn", spec=spec)["updates"]
     return f"{folder}: {updates} updates, {duration(time.perf_counter() - start)}"
 
 
-def speed(options: Options, settings: Settings, words: Sequence[str], theirs: Sequence[str], folder: Path) -> Any:
+def speed(options: Options, settings: Settings, overrides: Sequence[str], theirs: Sequence[str], folder: Path) -> Any:
     """The number of threads, the same on both sides, and the seconds of an update of ours and of theirs."""
     folder.mkdir(parents=True, exist_ok=True)
     seconds: tuple[list[float], list[float]] = ([], [])
-    spec = describe(settings, words)
+    spec = describe(settings, overrides)
     with Worker(OURS, folder / "ours.log") as ours, Worker(theirs, folder / "theirs.log") as official:
         threads = {worker.ask("make", workload="dreamerv3", spec=spec)["threads"] for worker in (ours, official)}
         if len(threads) > 1:
@@ -155,8 +155,8 @@ def speed(options: Options, settings: Settings, words: Sequence[str], theirs: Se
     return threads.pop(), spread(seconds[0]), spread(seconds[1])
 
 
-def main(words: list[str]) -> None:
-    options, settings, of_run = read(words)
+def main(overrides: list[str]) -> None:
+    options, settings, of_run = read(overrides)
     theirs, versions = check_peer(options.peer, options.peer_python, OFFICIAL)
     try:
         if options.measure == "learn":

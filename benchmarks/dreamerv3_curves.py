@@ -1,6 +1,6 @@
-"""Our DreamerV3 and the official one as curves: python -m benchmarks.dreamerv3_curves <runs of a toy task> <picture>
+"""Our DreamerV3 and the official one as curves: python -m benchmarks.dreamerv3_curves <runs of a toy task> <image>
 
-Reads <runs>/dreamerv3/<seed> and <runs>/dreamerv3-official/<seed> (`benchmarks/dreamerv3.py`), draws the picture and
+Reads <runs>/dreamerv3/<seed> and <runs>/dreamerv3-official/<seed> (`benchmarks/dreamerv3.py`), draws the image and
 prints the table of docs/dreamerv3.md. Scores are 0 for a dot that stays where it is, 1 for the best return.
 """
 
@@ -155,18 +155,18 @@ def draw(curves: dict[str, list[Curves]]) -> Figure:
     return figure
 
 
-def main(words: list[str]) -> None:
-    if len(words) != 2:
-        raise UserError("name the folder of the runs and the picture: runs/toy/reach docs/dreamerv3.png")
+def main(overrides: list[str]) -> None:
+    if len(overrides) != 2:
+        raise UserError("name the folder of the runs and the image: runs/toy/reach docs/dreamerv3.png")
     curves = {}
     for side, method in METHODS.items():
-        folders = sorted(path for path in (Path(words[0]) / method).glob("*") if path.is_dir())
+        folders = sorted(path for path in (Path(overrides[0]) / method).glob("*") if path.is_dir())
         if not folders:
-            raise UserError(f"{Path(words[0]) / method} holds no runs")
+            raise UserError(f"{Path(overrides[0]) / method} holds no runs")
         curves[side] = [read(folder) for folder in folders]
     if len({tuple(c.frames) for seeds in curves.values() for c in seeds}) > 1:
         raise UserError("the runs were not evaluated at the same frames: has one of them not ended?")
-    draw(curves).savefig(words[1], dpi=110)
+    draw(curves).savefig(overrides[1], dpi=110)
     print(table(curves))
 
 

@@ -1,6 +1,6 @@
 """Does the cost stay flat as a run grows? python -m benchmarks.flat [key=value ...]
 
-Fills a replay with random pictures up to a million frames (its pictures then lie in a memory-mapped file), puts ten
+Fills a replay with random images up to a million frames (its images then lie in a memory-mapped file), puts ten
 times a run's rollouts into the imagined buffer, and dreams with longer horizons; at each mark it reports memory and
 seconds. Sampling should not depend on how much is held, the imagined buffer should stop growing, and a dream should
 take time in proportion to its horizon. Needs 6 GB of disk in runs/bench for the million.
@@ -81,11 +81,11 @@ def imagined_buffer(settings: Settings, times: int) -> Iterator[dict[str, Any]]:
             }
 
 
-def dreams(settings: Settings, words: list[str], repeats: int) -> Iterator[dict[str, Any]]:
+def dreams(settings: Settings, overrides: list[str], repeats: int) -> Iterator[dict[str, Any]]:
     """Seconds of a batch of rollouts at each horizon."""
     device = pick_device(settings.device)
     for horizon in HORIZONS:
-        _, changed, _ = options.read([*words, f"rollout_horizon={horizon}"])
+        _, changed, _ = options.read([*overrides, f"rollout_horizon={horizon}"])
         parts = Parts(changed, device)
         yield {"horizon": horizon, "dream_s": measure.repeated(parts.dream, device, repeats, 0.0)._asdict()}
         parts.env.close()
@@ -128,8 +128,8 @@ def report(values: dict[str, Any]) -> str:
     )
 
 
-def main(words: list[str]) -> None:
-    chosen, settings, _ = options.read(words)
+def main(overrides: list[str]) -> None:
+    chosen, settings, _ = options.read(overrides)
     if chosen.peer != "none":
         raise UserError("peer: the flat-cost experiment has no other side; see make bench")
     folder = Path(chosen.out) / (chosen.name or f"flat-{settings.preset}")
@@ -137,7 +137,7 @@ def main(words: list[str]) -> None:
     facts = measure.machine(pick_device(settings.device))
     values: dict[str, Any] = {"machine": facts}
     for name, rows in (
-        ("dreams", dreams(settings, words, chosen.repeats)),  # first: before the other two fill the memory
+        ("dreams", dreams(settings, overrides, chosen.repeats)),  # first: before the other two fill the memory
         ("imagined", imagined_buffer(settings, TIMES_ROLLOUTS)),
         ("replay", real_replay(settings, MARKS, folder)),
     ):

@@ -42,7 +42,7 @@ def write(folder: Path, settings: Settings, options: Options) -> None:
     save_file({"actions": actions}, folder / "actions.safetensors")
 
 
-def pictures(count: int, size: int, generator: torch.Generator) -> Tensor:
+def images(count: int, size: int, generator: torch.Generator) -> Tensor:
     """Soft random blots: uint8 (count, 3, size, size)."""
     coarse = torch.rand(count, 3, 8, 8, generator=generator)
     return (F.interpolate(coarse, (size, size), mode="bilinear") * 255).to(torch.uint8)
@@ -51,7 +51,7 @@ def pictures(count: int, size: int, generator: torch.Generator) -> Tensor:
 def _write_world(folder: Path, settings: Settings, weights: str, batches: Batches, generator: torch.Generator) -> None:
     world, size, horizon = settings.world_model, settings.image_size, settings.rollout_horizon
     length, stack = world.learner.segment_length, settings.frame_stack
-    frames = pictures(batches.clips * length, size, generator).view(batches.clips, length, 3, size, size)
+    frames = images(batches.clips * length, size, generator).view(batches.clips, length, 3, size, size)
     rewards = torch.randn(batches.clips, 1, generator=generator).expand(-1, length).contiguous()
     torch.manual_seed(0)  # what the official update draws after this seed
     chosen = torch.randperm(length - world.tokenizer.context_length)[: world.learner.sampled_future_frames]
@@ -79,7 +79,7 @@ def _write_world(folder: Path, settings: Settings, weights: str, batches: Batche
     )
     save_file(
         {
-            "stack": pictures(batches.dreams * stack, size, generator).view(batches.dreams, stack, 3, size, size),
+            "stack": images(batches.dreams * stack, size, generator).view(batches.dreams, stack, 3, size, size),
             "actions": torch.rand(batches.dreams, horizon, ACTION_DIM, generator=generator) * 2 - 1,
             "forced": forced + layout.first_dynamics_id,
         },
@@ -103,7 +103,7 @@ def _say_something(model: IVideoGPT, frames: Tensor) -> None:
 def _write_agent(folder: Path, settings: Settings, generator: torch.Generator) -> None:
     s, count = settings, settings.batch_size
     shape = (3 * s.frame_stack, s.image_size, s.image_size)
-    stacks = [pictures(count * s.frame_stack, s.image_size, generator).view(count, *shape) for _ in range(2)]
+    stacks = [images(count * s.frame_stack, s.image_size, generator).view(count, *shape) for _ in range(2)]
     batch = TransitionBatch(
         obs=stacks[0],
         action=torch.rand(count, ACTION_DIM, generator=generator) * 2 - 1,
@@ -119,7 +119,7 @@ def _write_agent(folder: Path, settings: Settings, generator: torch.Generator) -
 
 
 def _write_episodes(folder: Path, settings: Settings, count: int) -> None:
-    """Episodes as the official replay stores them: stacked pictures, and a first step without an action."""
+    """Episodes as the official replay stores them: stacked images, and a first step without an action."""
     s, rng = settings, np.random.default_rng(0)
     folder.mkdir()
     for number in range(count):

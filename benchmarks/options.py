@@ -29,17 +29,17 @@ class Options:
     cuda: Batches
 
 
-def read(words: Sequence[str]) -> tuple[Options, Settings, list[str]]:
-    """The options, the settings of the run that is measured, and the words of those settings.
+def read(overrides: Sequence[str]) -> tuple[Options, Settings, list[str]]:
+    """The options, the settings of the run that is measured, and the overrides of those settings.
 
-    Beside a peer the sizes are the paper's unless the words say otherwise: the official code knows no others.
+    Beside a peer the sizes are the paper's unless the overrides say otherwise: the official code knows no others.
 
     Raises:
         UserError: a key or a value that does not exist.
     """
     own = {field.name for field in dataclasses.fields(Options)}
-    mine = [word for word in words if word.split("=")[0].split(".")[0] in own]
-    of_run = [word for word in words if word not in mine]
+    mine = [word for word in overrides if word.split("=")[0].split(".")[0] in own]
+    of_run = [word for word in overrides if word not in mine]
     options = load_plain(Options, "bench", mine)
     if options.peer != "none" and not any(word.startswith("preset=") for word in of_run):
         of_run = ["preset=paper", *of_run]

@@ -1,7 +1,7 @@
 """The DeepMind Control suite from pixels, with the cameras of DrQ-v2.
 
 The suite has no notion of success: `success` is always False and no bonus is paid. dm_control is imported
-only when one of its tasks is made, and its pictures come from our own renderer.
+only when one of its tasks is made, and its images come from our own renderer.
 
 Reference: Tassa et al., dm_control, 2020; cameras: Yarats et al., DrQ-v2, ICLR 2022.
 """
@@ -54,7 +54,7 @@ class DMControl:
     Args:
         task: a key of `TASKS`.
         camera: a camera of the domain by name or number.
-        image_size: height and width of the pictures in pixels.
+        image_size: height and width of the images in pixels.
         render_quality: "fast" or "paper", see `rendering`.
     """
 

@@ -5,7 +5,7 @@ generator is seeded and told to draw a new goal at every reset. It carries state
 next, so the simulator is put back as it was built first. Its corner cameras hang upside down, so their
 rows are flipped.
 
-As in the iVideoGPT experiments, one frame with a zero action follows a reset before the first picture is
+As in the iVideoGPT experiments, one frame with a zero action follows a reset before the first image is
 taken.
 
 Reference: Yu et al., Meta-World, CoRL 2019; McLean et al., Meta-World+, 2025.
@@ -47,7 +47,7 @@ class MetaWorld:
     Args:
         task: one of `TASKS`.
         camera: a camera of the simulator, such as "corner".
-        image_size: height and width of the pictures in pixels.
+        image_size: height and width of the images in pixels.
         render_quality: "fast" or "paper", see `rendering`.
     """
 

@@ -1,6 +1,6 @@
 """Drawing a MuJoCo model without a screen: which OpenGL backend, how well, and how fast.
 
-On software OpenGL nearly all of the time of a 64x64 picture goes into the 4096x4096 shadow map and the
+On software OpenGL nearly all of the time of a 64x64 image goes into the 4096x4096 shadow map and the
 fourfold multisampling, which the policy hardly sees. Quality "paper" keeps both, as in the iVideoGPT
 experiments; "fast" leaves out shadows, reflections and multisampling, and is about ten times faster.
 """
@@ -39,7 +39,7 @@ def choose_backend() -> str:
     """
     wanted = os.environ.get("MUJOCO_GL", "").lower().strip()
     if wanted in ("disable", "disabled", "off", "false", "0"):
-        raise MissingGL(f"MUJOCO_GL={wanted} turns drawing off, but pictures are needed; unset it")
+        raise MissingGL(f"MUJOCO_GL={wanted} turns drawing off, but images are needed; unset it")
     if not sys.platform.startswith("linux"):
         return "default"
     if wanted in ("glfw", "glx", "enable", "enabled", "on", "true", "1"):
@@ -122,10 +122,10 @@ def _close_all() -> None:
 
 
 class Renderer:
-    """Draws one camera of one MuJoCo model as square pictures.
+    """Draws one camera of one MuJoCo model as square images.
 
     It owns an OpenGL context, so `close` it (at the exit of Python those still open are closed). Several
-    can live in one process: each makes its own context current before it draws. Row 0 of a picture is the
+    can live in one process: each makes its own context current before it draws. Row 0 of an image is the
     top row of the camera's view.
 
     Args:
@@ -153,7 +153,7 @@ class Renderer:
         if quality == "fast":
             model.vis.quality.offsamples = 0
             model.vis.quality.shadowsize = 0
-            # Mesa's software driver reads this with the first context of the process: its threads cost a small picture
+            # Mesa's software driver reads this with the first context of the process: its threads cost a small image
             # more than they bring. Shadow maps are large, so a process that draws in quality "paper" alone keeps them.
             os.environ.setdefault("LP_NUM_THREADS", "0")
         try:

@@ -135,11 +135,11 @@ def make(
         task: "coffee-push" or "metaworld/coffee-push", "dm_control/walker-walk", ...: see `task_names`.
         seed: begins the stream of seeds for resets without one.
         action_repeat: frames per decision.
-        frame_stack: pictures per observation.
+        frame_stack: images per observation.
         episode_frames: frames per episode; None is the suite's own length: 200 for Meta-world, 1000 for dm_control.
         success_bonus: added to the reward of a decision that touched success (dm_control never does).
         camera: a camera's name or number; "corner" is the usual camera in every suite. The toy has only one.
-        image_size: height and width of the pictures in pixels.
+        image_size: height and width of the images in pixels.
         render_quality: "fast", or "paper" with shadows and fourfold multisampling.
 
     Raises:

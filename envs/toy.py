@@ -18,7 +18,7 @@ TASKS = ("reach", "centre")
 SPEED = 0.1
 RADIUS = 0.1
 
-_START_RANGE = 0.8  # dot and goal start at most this far from the middle, so that both are wholly in the picture
+_START_RANGE = 0.8  # dot and goal start at most this far from the middle, so that both are wholly in the image
 _BACKGROUND, _GOAL, _DOT = (90, 90, 90), (60, 200, 80), (220, 50, 40)
 
 
@@ -54,9 +54,9 @@ class Toy:
 
     def render(self) -> np.ndarray:
         """Draws the plane, x to the right and y upward: uint8 (3, H, W)."""
-        picture = self._scenery.copy()
-        self._draw(picture, self.dot, _DOT)
-        return picture
+        image = self._scenery.copy()
+        self._draw(image, self.dot, _DOT)
+        return image
 
     def snapshot(self) -> tuple[np.ndarray, np.ndarray]:
         """The positions of dot and goal, two float64 (2,)."""
@@ -74,12 +74,12 @@ class Toy:
     def close(self) -> None:
         """There is nothing to free."""
 
-    def _draw(self, picture: np.ndarray, position: np.ndarray, colour: tuple[int, int, int]) -> None:
+    def _draw(self, image: np.ndarray, position: np.ndarray, colour: tuple[int, int, int]) -> None:
         scale = (self._size - 1) / 2.0
         column, row = round((position[0] + 1.0) * scale), round((1.0 - position[1]) * scale)
         rows = slice(max(row - self._half, 0), row + self._half + 1)
         columns = slice(max(column - self._half, 0), column + self._half + 1)
-        picture[:, rows, columns] = np.array(colour, np.uint8)[:, None, None]
+        image[:, rows, columns] = np.array(colour, np.uint8)[:, None, None]
 
 
 def _toy_of(env: gymnasium.Env) -> tuple[PixelEnv, Toy]:

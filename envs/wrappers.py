@@ -76,10 +76,10 @@ class PixelEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         simulator: the task.
         seed: begins the stream of reset seeds.
         action_repeat: frames per decision.
-        frame_stack: pictures per observation.
+        frame_stack: images per observation.
         episode_frames: length of an episode in frames, a multiple of `action_repeat`.
         success_bonus: added to the reward of a decision that touched success.
-        image_size: height and width of the pictures in pixels.
+        image_size: height and width of the images in pixels.
 
     Raises:
         InvalidSetting: a number is out of range.
@@ -121,7 +121,7 @@ class PixelEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Starts an episode: the first picture, repeated to fill the stack, and `{"success": 0.0, "seed": int}`."""
+        """Starts an episode: the first image, repeated to fill the stack, and `{"success": 0.0, "seed": int}`."""
         super().reset(seed=None if seed is None else int(seed))
         return self.reset_to(int(self.np_random.integers(2**31)))
 
@@ -202,7 +202,7 @@ class PixelEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         return self.episode_decisions - self._decision
 
     def _decide(self, action: np.ndarray) -> tuple[float, bool, bool, bool]:
-        """A decision without its picture: (reward, success, terminated, truncated)."""
+        """A decision without its image: (reward, success, terminated, truncated)."""
         action = self._checked(action)
         if not self.decisions_left:
             raise EpisodeOver("no episode is under way: call reset() before step()")

@@ -7,9 +7,9 @@ from mbrl.experiment.settings import HELP, UserError, nearest
 from mbrl.experiment.usage import verbs
 
 
-def main(words: list[str]) -> None:
+def main(overrides: list[str]) -> None:
     found = dict(verbs(Path(__file__).parent))
-    for word in words:
+    for word in overrides:
         if word not in HELP:
             hint = f": write python -m mbrl.{word}" if word in found else nearest(word, found)
             raise UserError(f"python -m mbrl {word} is no command{hint}")

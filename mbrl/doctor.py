@@ -1,6 +1,6 @@
 """What this machine has, and what it lacks: `python -m mbrl.doctor [key=value ...]`.
 
-Says which torch and which device a run would use, how fast a picture is drawn, which versions are installed
+Says which torch and which device a run would use, how fast an image is drawn, which versions are installed
 and which optional weights were found. It changes nothing.
 """
 
@@ -26,9 +26,9 @@ TRANSFORMER = "transformer/model.safetensors"
 LPIPS_FILES = ("vgg16.pth", "lpips.pth")
 
 
-def main(words: list[str]) -> None:
-    """Print the report of what a run with these `key=value` words would find."""
-    settings = load(words)
+def main(overrides: list[str]) -> None:
+    """Print the report of what a run with these `key=value` overrides would find."""
+    settings = load(overrides)
     for topic, lines in report(settings):
         for number, line in enumerate(lines):
             print(f"{topic if number == 0 else '':<10}{line}", flush=True)
@@ -61,13 +61,13 @@ def _torch_lines() -> list[str]:
 
 
 def _drawing_lines(settings: Settings) -> list[str]:
-    """The GL backend and the time of one picture in both qualities."""
+    """The GL backend and the time of one image in both qualities."""
     try:
         lines = [f"MUJOCO_GL={choose_backend()}"]
         for quality in ("fast", "paper"):
             milliseconds = 1000 * _seconds_a_frame(settings, quality)
             size = settings.image_size
-            lines.append(f"{milliseconds:.1f} ms for one {size}x{size} picture of {settings.task}, {quality}")
+            lines.append(f"{milliseconds:.1f} ms for one {size}x{size} image of {settings.task}, {quality}")
     except envs.MissingGL as error:
         return [str(error)]
     return lines

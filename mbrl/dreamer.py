@@ -86,7 +86,7 @@ class Dreamer:
             found = validate_dreamer(self.agent, result.episodes, seed)
         session.log_world_model(*found)
 
-    def settle(self) -> None:
+    def join(self) -> None:
         """Nothing goes on beside the loop."""
 
     def close(self) -> None:

@@ -49,12 +49,12 @@ def play(agent: Agent, env: envs.PixelEnv, decision: int, seeds: Iterable[int]) 
     return Evaluation(float(np.mean(returns)), float(np.mean(successes)), episodes, successes)
 
 
-def evaluate(words: list[str]) -> None:
+def evaluate(overrides: list[str]) -> None:
     """Evaluate the newest checkpoint of the run of task, agent and seed on fresh episodes; nothing of it changes.
 
     Of its keys, those in `FREE` may differ from the run's.
     """
-    settings = stored_settings(load(words), typed_keys(words), FREE)
+    settings = stored_settings(load(overrides), typed_keys(overrides), FREE)
     folder = run_folder(settings)
     saved = checkpoints.latest(folder / CHECKPOINTS)
     if saved is None:

@@ -74,7 +74,7 @@ class MBPO:
                 # Act.
                 session.act(self.agent)
             if session.log_due:
-                self.settle()
+                self.join()
             session.run.step(session.frame)
             # Evaluate.
             if session.evaluation_due:
@@ -83,7 +83,7 @@ class MBPO:
             if session.checkpoint_due:
                 self.save()
 
-        self.settle()
+        self.join()
         session.run.flush(session.frame)  # a loss that is not finite stops here
         self.world.save_pretrained(session.run.folder / "world_model")  # for other runs to begin from
         session.save(self.parts(), finished=True)
@@ -163,7 +163,7 @@ class MBPO:
                     )
                 session.log_world_model(*found)
 
-    def settle(self) -> None:
+    def join(self) -> None:
         """Join what goes on beside the loop."""
         self.background.wait()
 
@@ -174,7 +174,7 @@ class MBPO:
     # -- saving ------------------------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        self.settle()
+        self.join()
         self.session.save(self.parts())
 
     def parts(self) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class Online:
 
         session.save(session.parts(), finished=True)
 
-    def settle(self) -> None:
+    def join(self) -> None:
         """Nothing goes on beside the loop."""
 
     def close(self) -> None:

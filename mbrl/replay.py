@@ -1,4 +1,4 @@
-"""Replay: a ring of whole episodes that stores every picture once.
+"""Replay: a ring of whole episodes that stores every image once.
 
 `agents/api.py` draws how frames, actions and rewards are numbered. Episodes lie one behind the other in a
 ring of preallocated arrays, the oldest are dropped whole, and every sample is one vectorised gather whose

@@ -6,8 +6,8 @@ from mbrl.experiment.settings import load, typed_keys
 from mbrl.train import train
 
 
-def main(words: list[str]) -> None:
-    train(stored_settings(load(words), typed_keys(words)))
+def main(overrides: list[str]) -> None:
+    train(stored_settings(load(overrides), typed_keys(overrides)))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Between reality and dream: the only place where pictures change between uint8 and float, and where dreams are made.
+"""Between reality and dream: the only place where images change between uint8 and float, and where dreams are made.
 
 Environments, replay and agents speak uint8; the world model speaks float in [0, 1]. An imagined frame is rounded to
-uint8 before the agent or a buffer sees it, so a real and an imagined copy of one picture are the same numbers.
+uint8 before the agent or a buffer sees it, so a real and an imagined copy of one image are the same numbers.
 
-Letters: B batch, K frame stack, t frames dreamt so far, H horizon, C H W one frame, A action.
+Letters: B batch, K frame stack, t frames imagined so far, H horizon, C H W one frame, A action.
 """
 
 import numpy as np
@@ -15,14 +15,14 @@ from mbrl.replay import Episode, ReplayBuffer, Starts
 from world_model import Clips, WorldModel, imagine
 
 
-def to_float(pictures: Tensor) -> Tensor:
+def to_float(images: Tensor) -> Tensor:
     """uint8 -> float32 in [0, 1]."""
-    return pictures.float() / 255
+    return images.float() / 255
 
 
-def to_uint8(pictures: Tensor) -> Tensor:
+def to_uint8(images: Tensor) -> Tensor:
     """Float in [0, 1] -> the nearest uint8; the inverse of `to_float`."""
-    return (pictures.float() * 255).round_().clamp_(0, 255).to(torch.uint8)
+    return (images.float() * 255).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def to_clips(segments: Clips, device: torch.device) -> Clips:
@@ -69,13 +69,13 @@ def dream(
 
     agent.begin_episode(eval_mode=False)
     context = to_float(starts.frames.to(world.device))
-    dreamt = imagine(world, context, policy, horizon, temperature, top_k, generator, starts.origins)
-    assert dreamt.rewards is not None, "make_world takes no model without a reward head"
-    frames = torch.cat([starts.frames, to_uint8(dreamt.frames).cpu()], dim=1).numpy()  # (B, K + H, C, H, W)
-    actions, rewards = dreamt.actions.float().cpu().numpy(), dreamt.rewards.float().cpu().numpy()
+    imagined = imagine(world, context, policy, horizon, temperature, top_k, generator, starts.origins)
+    assert imagined.rewards is not None, "make_world takes no model without a reward head"
+    frames = torch.cat([starts.frames, to_uint8(imagined.frames).cpu()], dim=1).numpy()  # (B, K + H, C, H, W)
+    actions, rewards = imagined.actions.float().cpu().numpy(), imagined.rewards.float().cpu().numpy()
     lengths, ended = np.full(len(frames), horizon), np.zeros(len(frames), bool)
-    if (goes_on := dreamt.heads.get("continue")) is not None:
-        over = (goes_on < 0.5).cpu().numpy()  # (B, H)
+    if (continues := imagined.heads.get("continue")) is not None:
+        over = (continues < 0.5).cpu().numpy()  # (B, H)
         ended = np.asarray(over.any(1))
         lengths = np.where(ended, over.argmax(1) + 1, horizon)
     return [

@@ -13,17 +13,17 @@ from mbrl.experiment.settings import CONFIG_DIR, Settings, UserError, load, type
 WIDTH = 110
 
 
-def main(words: list[str]) -> None:
-    chosen = load(words)
-    if "task" in typed_keys(words):
+def main(overrides: list[str]) -> None:
+    chosen = load(overrides)
+    if "task" in typed_keys(overrides):
         raise UserError(f"task={chosen.task}: this lists all of them")
     print(f"protocol={chosen.protocol} preset={chosen.preset}")
     for suite, names in suites().items():
         own = [name for name in names if (CONFIG_DIR / "tasks" / f"{name}.yaml").is_file()]
         common = next(name for name in names if name not in own)
-        print(f"\n{suite}, {len(names)} tasks: {gives(load([*words, f'task={common}']))}")
+        print(f"\n{suite}, {len(names)} tasks: {gives(load([*overrides, f'task={common}']))}")
         for name in own:
-            print(f"    {name:<28}{gives(load([*words, f'task={name}']))}")
+            print(f"    {name:<28}{gives(load([*overrides, f'task={name}']))}")
         print(wrapped([name for name in names if name not in own]))
 
 

@@ -19,15 +19,15 @@ def train(settings: Settings) -> None:
         try:
             loop.train()
         except (ValueError, RuntimeError):
-            loop.settle()
+            loop.join()
             run.flush(loop.session.frame)  # where a loss broke first, name it rather than what it spoilt
             raise
         finally:
             loop.close()
 
 
-def main(words: list[str]) -> None:
-    train(load(words))
+def main(overrides: list[str]) -> None:
+    train(load(overrides))
 
 
 if __name__ == "__main__":

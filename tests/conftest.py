@@ -35,10 +35,10 @@ def project_root() -> Path:
 
 @pytest.fixture(scope="session")
 def shell(project_root: Path) -> Shell:
-    """`python -m mbrl.<verb> words`, in a process of its own."""
+    """`python -m mbrl.<verb> overrides`, in a process of its own."""
 
-    def run(verb: str, *words: str) -> subprocess.CompletedProcess[str]:
-        line = [sys.executable, "-m", f"mbrl.{verb}", *words]
+    def run(verb: str, *overrides: str) -> subprocess.CompletedProcess[str]:
+        line = [sys.executable, "-m", f"mbrl.{verb}", *overrides]
         return subprocess.run(line, cwd=project_root, capture_output=True, text=True)
 
     return run
@@ -49,8 +49,8 @@ def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
     """The same without a new process, which would take seconds: exit code, output, and the error's lines."""
     from mbrl.experiment.command import command
 
-    def run(main: Callable[[list[str]], None], *words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["mbrl", *words])
+    def run(main: Callable[[list[str]], None], *overrides: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["mbrl", *overrides])
         capsys.readouterr()
         code = 0
         try:
@@ -95,5 +95,5 @@ def cut_off(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def stopped(cut_off: Path, tmp_path: Path) -> tuple[Path, list[str]]:
-    """A copy of that run, and the words that continue it."""
+    """A copy of that run, and the overrides that continue it."""
     return copy_of(cut_off, tmp_path / "runs")

@@ -51,5 +51,5 @@ def compared(root: Path, **changed: Any) -> tuple[Comparison, list[str]]:
     return compare(read(asked, notes.append), notes.append, asked.frames, asked.reps), notes
 
 
-def words(root: Path, *more: str) -> list[str]:
+def overrides(root: Path, *more: str) -> list[str]:
     return [f"runs=[{root}]", f"out={root / 'reports'}", "reps=200", *more]

@@ -1,4 +1,4 @@
-"""The discriminator: it learns to tell pictures apart, and weighs in as much as what it is weighed against."""
+"""The discriminator: it learns to tell images apart, and weighs in as much as what it is weighed against."""
 
 import dataclasses
 
@@ -34,9 +34,9 @@ def test_it_learns_to_tell_true_from_decoded():
 def test_its_gradient_is_as_large_as_the_other():
     judge, last = adversary(), torch.nn.Conv2d(4, 3, 1)
     hidden, true = torch.rand(2, 4, 32, 32), torch.rand(2, 3, 32, 32)
-    pictures = last(hidden)
-    reference = 5 * (pictures - true).abs().mean()
-    term = judge.judge(pictures, reference, last.weight)
+    images = last(hidden)
+    reference = 5 * (images - true).abs().mean()
+    term = judge.judge(images, reference, last.weight)
     wanted, got = (torch.autograd.grad(loss, last.weight, retain_graph=True)[0].norm() for loss in (reference, term))
     torch.testing.assert_close(got, CONFIG.weight * wanted)
     assert all(weight.grad is None for weight in judge.discriminator.parameters())

@@ -21,7 +21,7 @@ def generator():
     return np.random.default_rng(0)
 
 
-def pictures(clips=4, frames=3):
+def images(clips=4, frames=3):
     return torch.rand(clips, frames, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
@@ -30,14 +30,14 @@ def changed(config, clips):
 
 
 def test_nothing_is_nothing():
-    clips = pictures()
+    clips = images()
     assert OFF.nothing
     assert not PAPER.nothing
     torch.testing.assert_close(changed(OFF, clips), clips, atol=1e-5, rtol=0)
 
 
 def test_all_frames_of_a_clip_alike_and_each_clip_its_own():
-    still = pictures(1, 1).expand(4, 3, -1, -1, -1)
+    still = images(1, 1).expand(4, 3, -1, -1, -1)
     out = changed(PAPER, still)
     assert out.min() >= 0
     assert out.max() <= 1
@@ -67,7 +67,7 @@ def test_a_crop_is_an_enlarged_part():
 
 def test_colours():
     """Each change against its definition, with the amount that was drawn; 0.5 to 0.6 keeps clear of the ends."""
-    clips = 0.5 + 0.1 * pictures()
+    clips = 0.5 + 0.1 * images()
     grey = clips[:, :, :1] * 0.299 + clips[:, :, 1:2] * 0.587 + clips[:, :, 2:] * 0.114
     mean = grey.mean((1, 2, 3, 4), keepdim=True)
     for number, (name, other) in enumerate([("brightness", 0.0), ("contrast", mean), ("saturation", grey)]):
@@ -78,7 +78,7 @@ def test_colours():
 
 
 def test_hue_as_in_hsv():
-    clips, config = pictures(2, 1), dataclasses.replace(OFF, hue=0.5)
+    clips, config = images(2, 1), dataclasses.replace(OFF, hue=0.5)
     out, turns = changed(config, clips), config.draw(2, generator())[:, 7]
     for clip in (0, 1):
         for pixel in [(0, 0), (3, 7), (15, 2)]:

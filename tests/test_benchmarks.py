@@ -58,9 +58,9 @@ def test_ours_alone(typed: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_beside_a_peer(typed: Command, tmp_path: Path, peer: tuple[str, str]):
     """The line that agrees has two speeds, the others have none and say why; all are in the files."""
-    words = (*SMALL, *peer, f"out={tmp_path}", "name=x", "episodes=3")
-    words = (*words, "lines=[transitions,clips,agent]", "precisions=[fp32]")
-    code, out, error = typed(bench.main, *words)
+    overrides = (*SMALL, *peer, f"out={tmp_path}", "name=x", "episodes=3")
+    overrides = (*overrides, "lines=[transitions,clips,agent]", "precisions=[fp32]")
+    code, out, error = typed(bench.main, *overrides)
     assert (code, error) == (0, "")
     saved = json.loads((tmp_path / "x/bench.json").read_text())
     same, late, dead = saved["lines"]
@@ -88,8 +88,8 @@ def test_beside_a_peer(typed: Command, tmp_path: Path, peer: tuple[str, str]):
 def test_what_is_wrong_is_one_line(
     typed: Command, tmp_path: Path, peer: tuple[str, str], changed: dict, complaint: str
 ):
-    words = dict(word.split("=", 1) for word in (*SMALL, *peer, f"out={tmp_path}/runs")) | changed
-    code, _, error = typed(bench.main, *(f"{key}={value}" for key, value in words.items()))
+    overrides = dict(word.split("=", 1) for word in (*SMALL, *peer, f"out={tmp_path}/runs")) | changed
+    code, _, error = typed(bench.main, *(f"{key}={value}" for key, value in overrides.items()))
     assert code == 2
     assert complaint in error
     assert len(error.splitlines()) == 1
@@ -128,12 +128,12 @@ def test_in_bf16_nobody_may_be_further_from_float32():
 
 def test_samples_are_held_against_the_episodes(tmp_path: Path):
     """Ours pass; a sample that is one step off does not."""
-    words = [*TINY]
-    chosen, settings, _ = options.read([*words, "episodes=2"])
+    overrides = [*TINY]
+    chosen, settings, _ = options.read([*overrides, "episodes=2"])
     inputs.write(tmp_path, settings, chosen)
     from benchmarks.workers.ours import Transitions
 
-    spec = {"words": words, "folder": str(tmp_path), "batch": 64}
+    spec = {"overrides": overrides, "folder": str(tmp_path), "batch": 64}
     drawn = Transitions(spec).outputs()
     assert compare.same_transitions(tmp_path, settings, drawn, drawn) < 1e-6
     for name in ("obs", "reward", "next_obs"):
@@ -173,7 +173,7 @@ def test_cost_stays_flat(typed: Command, tmp_path: Path, monkeypatch: pytest.Mon
     assert "horizon" in (tmp_path / "flat-smoke/flat.txt").read_text()
 
 
-def test_the_pictures_of_a_mapped_replay_are_on_disk(tmp_path: Path):
+def test_the_images_of_a_mapped_replay_are_on_disk(tmp_path: Path):
     settings = load(["preset=smoke", "device=cpu", "replay_memory_gb=0"])
     replay = make_buffer(settings, "replay", flat.ACTION_DIM, 100, 100, tmp_path)
     assert isinstance(replay, ReplayBuffer)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from synthetic import compared, run, two_tasks, words
+from synthetic import compared, overrides, run, two_tasks
 from tiny import Command, copy_of
 
 from mbrl.compare import compare as compare_module
@@ -31,7 +31,7 @@ def test_a_report(typed: Command, runs: Path) -> None:
     video = runs / "hammer" / "mbpo" / "5" / "videos"
     video.mkdir()
     (video / "eval-episodes-000003000.gif").write_bytes(encode_gif(np.zeros((2, 3, 8, 8), np.uint8)))
-    code, out, error = typed(main, *words(runs, "name=first"))
+    code, out, error = typed(main, *overrides(runs, "name=first"))
     assert (code, error) == (0, "")
     folder = runs / "reports" / "first"
     assert sorted(path.name for path in folder.parent.iterdir()) == ["first"]
@@ -99,7 +99,7 @@ def test_the_page_stands_alone(typed: Command, runs: Path) -> None:
         videos = runs / "hammer" / "mbpo" / str(seed) / "videos"
         videos.mkdir()
         (videos / "eval-episodes-000003000.gif").write_bytes(encode_gif(np.zeros((2, 3, 8, 8), np.uint8)))
-    typed(main, *words(runs))
+    typed(main, *overrides(runs))
     text = (runs / "reports" / "latest" / "index.html").read_text()
     page = Page()
     page.feed(text)
@@ -121,7 +121,7 @@ def test_the_page_stands_alone(typed: Command, runs: Path) -> None:
 def test_what_a_page_shows_is_escaped(typed: Command, run_root: Path) -> None:
     evil = "<img src=x onerror=alert(1)>"
     run(run_root / "a & b", "hammer", "mbpo", 1, [0.5, 0.6], variant=evil)
-    assert typed(main, *words(run_root))[0] == 0
+    assert typed(main, *overrides(run_root))[0] == 0
     text = (run_root / "reports" / "latest" / "index.html").read_text()
     page = Page()
     page.feed(text)
@@ -133,7 +133,7 @@ def test_what_a_page_shows_is_escaped(typed: Command, run_root: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["mbpo", "mbpo-with-one-thread", "mbpo-with-a-very-long-name-of-its-variant"])
-def test_the_legend_is_as_wide_as_the_picture_at_most(name: str) -> None:
+def test_the_legend_is_as_wide_as_the_image_at_most(name: str) -> None:
     figure = Figure(figsize=(6, 3), layout="constrained")
     handles = [figure.subplots().plot([], [], label=f"{name}-{i}")[0] for i in range(6)]
     legend = figures.legend_below(figure, handles)
@@ -144,7 +144,7 @@ def test_the_legend_is_as_wide_as_the_picture_at_most(name: str) -> None:
 
 
 def test_a_report_is_replaced_whole_or_not_at_all(typed: Command, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    typed(main, *words(runs, "task_names=[hammer]"))
+    typed(main, *overrides(runs, "task_names=[hammer]"))
     before = {path: path.read_bytes() for path in (runs / "reports" / "latest").iterdir()}
 
     def broken(*_: object) -> bytes:
@@ -152,26 +152,26 @@ def test_a_report_is_replaced_whole_or_not_at_all(typed: Command, runs: Path, mo
 
     with monkeypatch.context() as patch:
         patch.setattr(figures, "overview", broken)
-        code, _, error = typed(main, *words(runs, "task_names=[coffee-push]"))
+        code, _, error = typed(main, *overrides(runs, "task_names=[coffee-push]"))
     assert code == 2
     assert "disk is full" in error
     assert {path: path.read_bytes() for path in (runs / "reports" / "latest").iterdir()} == before
     assert [path.name for path in (runs / "reports").iterdir()] == ["latest"]
-    typed(main, *words(runs, "task_names=[coffee-push]"))
+    typed(main, *overrides(runs, "task_names=[coffee-push]"))
     assert "hammer" not in (runs / "reports" / "latest" / "table.csv").read_text()
     assert [path.name for path in (runs / "reports").iterdir()] == ["latest"]
 
 
 def test_a_folder_that_is_no_report_is_not_replaced(typed: Command, runs: Path) -> None:
     (runs / "reports" / "mine").mkdir(parents=True)
-    code, _, error = typed(main, *words(runs, "name=mine"))
+    code, _, error = typed(main, *overrides(runs, "name=mine"))
     assert code == 2
     assert "is no report: set another NAME" in error
 
 
 def test_a_real_run(typed: Command, finished: Path, run_root: Path) -> None:
     folder, _ = copy_of(finished, run_root)
-    code, out, error = typed(main, *words(run_root, "export=dreamerv3"))
+    code, out, error = typed(main, *overrides(run_root, "export=dreamerv3"))
     assert (code, error) == (0, "")
     assert "one seed only is an anecdote and has no interval: mbpo on every task" in out
     assert "mbpo has nothing to be weighed against" in out
@@ -228,7 +228,7 @@ def test_too_few_seeds_carry_no_verdict(typed: Command, run_root: Path, ours: in
     for agent, seeds, height in (("mbpo", ours, 1.0), ("drqv2", theirs, 0.0)):
         for seed in range(1, seeds + 1):
             run(run_root, "hammer", agent, seed, [height / 2, height])
-    code, out, error = typed(main, *words(run_root))
+    code, out, error = typed(main, *overrides(run_root))
     assert (code, error) == (0, "")
     assert f"No verdict: {ours} of mbpo and {theirs} of drqv2 are too few runs to tell" in out
     assert "wins" not in out
@@ -316,7 +316,7 @@ def test_only_shared_tasks_count_together(runs: Path) -> None:
 def test_nothing_shared_still_makes_a_report(typed: Command, run_root: Path) -> None:
     run(run_root, "hammer", "mbpo", 1, [0.5])
     run(run_root, "door-lock", "drqv2", 1, [0.5], demonstrations=0)
-    code, out, error = typed(main, *words(run_root))
+    code, out, error = typed(main, *overrides(run_root))
     assert (code, error) == (0, "")
     assert "No task has runs of every method" in out
 

@@ -105,8 +105,8 @@ def test_a_half_written_shard_is_not_there(folder):
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
-    words = ["task_names=[reach]", "episodes_per_task=3", "shard_episodes=2", "workers=1", "episode_frames=20"]
-    return load_plain(data.DataSettings, "data", [*words, f"out={tmp_path_factory.mktemp('recorded')}"])
+    overrides = ["task_names=[reach]", "episodes_per_task=3", "shard_episodes=2", "workers=1", "episode_frames=20"]
+    return load_plain(data.DataSettings, "data", [*overrides, f"out={tmp_path_factory.mktemp('recorded')}"])
 
 
 def test_recording_is_taken_up_again_and_repeatable(settings, tmp_path):

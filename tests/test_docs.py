@@ -67,11 +67,11 @@ def commands() -> list[str]:
 
 
 def would_run(command: str) -> list[str]:
-    """The words that `make` would hand to python."""
+    """The overrides that `make` would hand to python."""
     # A make that runs these tests passes its own variables and flags down.
     env = {k: v for k, v in os.environ.items() if not k.startswith("MAKE") and k not in ("MFLAGS", *variables())}
-    make, *words = shlex.split(command)
-    done = subprocess.run([make, "-n", *words], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+    make, *overrides = shlex.split(command)
+    done = subprocess.run([make, "-n", *overrides], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
     python = [line for line in done.stdout.splitlines() if line.startswith(".venv/bin/python -m ")]
     return shlex.split(python[-1]) if python else []
 
@@ -103,16 +103,16 @@ def test_readme_shows_the_two_commands():
 def test_commands_of_the_readme_are_understood(command):
     """The target exists, and what arrives behind two layers of quotes are settings."""
     assert command.split()[1] in targets()
-    words = would_run(command)
-    if words[2:3] == ["mbrl.sweep"]:
-        assert len(runs.plan([*words[3:], "device=cpu"])[1]) > 1
-    elif words[2:3] == ["mbrl.study"]:
-        Study(words[3:])
-    elif words[2:3] and words[2].removeprefix("mbrl.") in PLAIN:
-        name = words[2].removeprefix("mbrl.")
-        load_plain(PLAIN[name], name, words[3:])
-    elif words[2:3] and words[2].startswith("mbrl."):
-        load([*words[3:], "device=cpu"])
+    overrides = would_run(command)
+    if overrides[2:3] == ["mbrl.sweep"]:
+        assert len(runs.plan([*overrides[3:], "device=cpu"])[1]) > 1
+    elif overrides[2:3] == ["mbrl.study"]:
+        Study(overrides[3:])
+    elif overrides[2:3] and overrides[2].removeprefix("mbrl.") in PLAIN:
+        name = overrides[2].removeprefix("mbrl.")
+        load_plain(PLAIN[name], name, overrides[3:])
+    elif overrides[2:3] and overrides[2].startswith("mbrl."):
+        load([*overrides[3:], "device=cpu"])
 
 
 def test_the_curves_differ_in_what_they_say():
@@ -201,7 +201,7 @@ def test_snippets_of_the_readme_run():
     exec(environment[0].replace("coffee-push", "toy/reach"), names)
     assert names["obs"].shape == (9, 64, 64)
     exec(world_model[0].replace(TINY, str(ROOT / TINY)), names)
-    assert names["pictures"].shape == names["frames"].shape
+    assert names["images"].shape == names["frames"].shape
     assert names["dream"].frames.shape == (2, 6, 3, 64, 64)
     assert names["dream"].rewards.shape == (2, 6)
 

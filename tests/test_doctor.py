@@ -17,8 +17,8 @@ def test_report_on_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
     assert torch.__version__ in output
     assert "cpu, where preset=auto means small" in output
     assert "metaworld 3.1.1" in output
-    assert "picture of button-press-topdown-wall, fast" in output
-    assert "picture of button-press-topdown-wall, paper" in output
+    assert "image of button-press-topdown-wall, fast" in output
+    assert "image of button-press-topdown-wall, paper" in output
     assert "small (world_model.pretrained)" in output  # the shipped weights are there
     assert "LPIPS-VGG: not asked for" in output
 
@@ -35,13 +35,13 @@ def test_missing_gl_is_a_line_of_the_report(
 
 
 def test_weights_are_looked_for_where_the_config_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["task=toy/reach", f"world_model.pretrained={tmp_path}"]
-    doctor.main(words)
+    overrides = ["task=toy/reach", f"world_model.pretrained={tmp_path}"]
+    doctor.main(overrides)
     assert f"not found in {tmp_path} (world_model.pretrained)" in capsys.readouterr().out
     for name in (doctor.TOKENIZER, doctor.TRANSFORMER):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).touch()
-    doctor.main(words)
+    doctor.main(overrides)
     assert f"world model: found in {tmp_path} (world_model.pretrained)" in capsys.readouterr().out
 
 

@@ -37,7 +37,7 @@ def make_agent(seed: int = 1, **changes: Any) -> DreamerV3:
     return DreamerV3((9, 32, 32), 2, dataclasses.replace(CONFIG, **changes), "cpu", seed)
 
 
-def pictures(count: int, seed: int = 0) -> torch.Tensor:
+def images(count: int, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (count, 9, 32, 32), dtype=torch.uint8, generator=generator)
 
@@ -109,12 +109,12 @@ def test_every_window_is_drawn_and_none_leaves_what_is_held():
 
 
 def test_what_it_saw_counts_until_the_episode_ends():
-    seen, last = pictures(4), pictures(1, seed=1)
+    seen, last = images(4), images(1, seed=1)
 
     def actions(agent: DreamerV3, *, begin: bool) -> torch.Tensor:
         agent.begin_episode(eval_mode=True)
-        for picture in seen:
-            agent.act(picture[None], 0, eval_mode=True)
+        for image in seen:
+            agent.act(image[None], 0, eval_mode=True)
         if begin:
             agent.begin_episode(eval_mode=True)
         agent._evaluation_noise.generator.manual_seed(5)
@@ -128,14 +128,14 @@ def test_what_it_saw_counts_until_the_episode_ends():
 
 
 def test_only_the_newest_frame_counts():
-    agent, obs = make_agent(), pictures(1)
+    agent, obs = make_agent(), images(1)
     other = obs.clone()
     other[:, :6] = 0
     taken = []
-    for picture in (obs, other):
+    for image in (obs, other):
         agent.begin_episode(eval_mode=True)
         agent._evaluation_noise.generator.manual_seed(5)
-        taken.append(agent.act(picture, 0, eval_mode=True))
+        taken.append(agent.act(image, 0, eval_mode=True))
     assert torch.equal(*taken)
 
 
@@ -144,11 +144,11 @@ def test_evaluation_does_not_disturb_a_training_episode():
     for interrupted in (False, True):
         agent = make_agent()
         agent.begin_episode(eval_mode=False)
-        for picture in pictures(3):
-            taken.append(agent.act(picture[None], 0, eval_mode=False))
+        for image in images(3):
+            taken.append(agent.act(image[None], 0, eval_mode=False))
             if interrupted:
                 agent.begin_episode(eval_mode=True)
-                agent.act(pictures(1, seed=7), 0, eval_mode=True)
+                agent.act(images(1, seed=7), 0, eval_mode=True)
     assert torch.equal(torch.cat(taken[:3]), torch.cat(taken[3:]))
     assert torch.cat(taken).abs().max() <= 1
 
@@ -157,7 +157,7 @@ def test_evaluation_does_not_disturb_a_training_episode():
 
 
 def test_learns_the_toy_world():
-    """In a few seconds the pictures become sharper than their mean and the rewards better than theirs."""
+    """In a few seconds the images become sharper than their mean and the rewards better than theirs."""
     replay, agent = buffer(capacity=1000, size=32), make_agent(warmup_updates=5)
     episodes = toy_episodes(10)
     for episode in episodes:
@@ -170,7 +170,7 @@ def test_learns_the_toy_world():
         return float(torch.stack([metrics[name] for metrics in history[-15:]]).mean())
 
     frames = np.concatenate([episode.frames for episode in episodes]) / 255.0
-    plain = float(np.square(frames - frames.mean(0)).sum((1, 2, 3)).mean())  # error of the mean picture
+    plain = float(np.square(frames - frames.mean(0)).sum((1, 2, 3)).mean())  # error of the mean image
     assert late("reconstruction_loss") < 0.5 * float(history[0]["reconstruction_loss"])
     assert late("reconstruction_loss") < 1.5 * plain
     assert late("reward_loss") < 0.5 * float(history[0]["reward_loss"])
@@ -236,7 +236,7 @@ def test_doubling_then_convolving_is_folded_into_one():
 
 
 @pytest.mark.parametrize("side", [32, 48, 64, 128])
-def test_pictures_of_other_sizes(side):
+def test_images_of_other_sizes(side):
     encoder = Encoder((3, side, side), depth=2)
     features = encoder(torch.zeros(2, 3, 3, side, side, dtype=torch.uint8))
     assert features.shape == (2, 3, encoder.size)
@@ -281,7 +281,7 @@ def test_settings_that_cannot_be_used(key, value, says):
     [
         ("dreamerv3.size=size13m", "dreamerv3: size='size13m' is unknown"),
         ("dreamerv3.train_ration=3", "did you mean 'dreamerv3.train_ratio'"),
-        ("image_size=36", "image_size=36: pictures of 36x36 pixels do not fit"),
+        ("image_size=36", "image_size=36: images of 36x36 pixels do not fit"),
     ],
 )
 def test_errors_are_one_line(typed: Command, run_root: Path, word: str, says: str):
@@ -316,8 +316,8 @@ def test_what_the_loop_leaves(whole: Path):
 
 
 def test_a_checkpoint_is_evaluated(typed: Command, whole: Path):
-    words = ("task=toy/reach", "agent=dreamerv3", f"run_root={whole.parents[3]}", "num_eval_episodes=1")
-    lines = [typed(evaluate, *words)[:2] for _ in range(2)]
+    overrides = ("task=toy/reach", "agent=dreamerv3", f"run_root={whole.parents[3]}", "num_eval_episodes=1")
+    lines = [typed(evaluate, *overrides)[:2] for _ in range(2)]
     assert lines[0] == lines[1], "it draws from a stream of its own"
     assert (lines[0][0], "at frame 160: success rate" in lines[0][1]) == (0, True)
 

@@ -49,7 +49,7 @@ LAYERS = {
     **{f"model.decoder.convs.{i}.conv": f"dec/{name}" for i, name in enumerate(("conv2", "conv1", "conv0", "imgout"))},
     **{f"model.decoder.norms.{i}": f"dec/conv{2 - i}norm" for i in range(3)},
     "model.reward.logits": "rew/head/logits",
-    "model.goes_on.logit": "con/head/logit",
+    "model.continue_head.logit": "con/head/logit",
     "behaviour.actor.mean": "pol/head/action/mean",
     "behaviour.actor.std": "pol/head/action/stddev",
     "behaviour.critic.logits": "val/head/logits",
@@ -57,7 +57,7 @@ LAYERS = {
 }
 HEADS = {
     "model.reward": ("rew", 1),
-    "model.goes_on": ("con", 1),
+    "model.continue_head": ("con", 1),
     "behaviour.actor": ("pol", 3),
     "behaviour.critic": ("val", 3),
     "behaviour.slow_critic": ("slowval", 3),
@@ -142,12 +142,12 @@ def ours(golden: dict[str, Tensor], prefix: str, agent: DreamerV3) -> dict[str, 
 def batch(golden: dict[str, Tensor]) -> StreamBatch:
     """The stored windows. Our rewards and actions follow a step where the official rewards lead to it."""
     d = {name.removeprefix("data/"): value for name, value in golden.items() if name.startswith("data/")}
-    goes_on = ~d["is_last"]
+    continue_head = ~d["is_last"]
     rewards = torch.cat([d["reward"][:, 1:], torch.zeros(2, 1)], 1)
     return StreamBatch(
         frames=d["image"].permute(0, 1, 4, 2, 3),
-        actions=d["action"] * goes_on.unsqueeze(-1),
-        rewards=rewards * goes_on,
+        actions=d["action"] * continue_head.unsqueeze(-1),
+        rewards=rewards * continue_head,
         is_first=d["is_first"],
         is_last=d["is_last"],
         is_terminal=d["is_terminal"],
@@ -217,7 +217,7 @@ def test_imagining(golden, agent):
     close(std, golden["imagine/std"])
     close(normal_entropy(std), golden["imagine/entropy"])
     close(model.reward.mean(model.reward(features[:, 1:])), golden["imagine/reward"])
-    close(model.goes_on(features[:, 1:]).sigmoid(), golden["imagine/continue"])
+    close(model.continue_head(features[:, 1:]).sigmoid(), golden["imagine/continue"])
     close(behaviour.critic.mean(behaviour.critic(features[:, 1:])), golden["imagine/value"])
 
 

@@ -57,7 +57,7 @@ answer(handle)
 
 @pytest.fixture
 def peer(tmp_path: Path) -> tuple[str, ...]:
-    """A checkout, and the python of its environment, neither of them real; the words that name them."""
+    """A checkout, and the python of its environment, neither of them real; the overrides that name them."""
     checkout = tmp_path / "official"
     (checkout / "dreamerv3").mkdir(parents=True)
     (checkout / "dreamerv3/rssm.py").touch()
@@ -65,7 +65,7 @@ def peer(tmp_path: Path) -> tuple[str, ...]:
     return f"peer={checkout}", f"peer_python={python}"
 
 
-def words(root: Path) -> list[str]:
+def overrides(root: Path) -> list[str]:
     return tiny(root, *RUN)
 
 
@@ -79,7 +79,7 @@ def test_both_play_the_same_episodes(typed: Command, tmp_path: Path, peer: tuple
     """The stand-in reaches the best return of our own episodes, in training and in evaluation."""
     root = tmp_path / "runs"
     ours = train(root, *RUN)
-    code, out, error = typed(dreamerv3.main, "measure=learn", *peer, *words(root))
+    code, out, error = typed(dreamerv3.main, "measure=learn", *peer, *overrides(root))
     assert (code, error) == (0, "")
     assert "7 updates" in out
     official = root / "toy/reach/dreamerv3-official/1"
@@ -96,7 +96,7 @@ def test_both_play_the_same_episodes(typed: Command, tmp_path: Path, peer: tuple
     assert out.count("| below |") == 2
     assert "best return at the last evaluation, official: 1.00\n" in out
     assert (tmp_path / "curves.png").stat().st_size > 10_000
-    code, _, error = typed(dreamerv3.main, "measure=learn", *peer, *words(root))
+    code, _, error = typed(dreamerv3.main, "measure=learn", *peer, *overrides(root))
     assert code == 2
     assert "holds a run already" in error
 
@@ -121,7 +121,7 @@ def test_permutations_tell_two_methods_apart():
 
 
 def test_speed_is_measured_in_turn(typed: Command, tmp_path: Path, peer: tuple[str, ...]):
-    told = (*words(tmp_path), "dreamerv3.lr=1e-4", f"out={tmp_path}", "repeats=2", "calls=1")
+    told = (*overrides(tmp_path), "dreamerv3.lr=1e-4", f"out={tmp_path}", "repeats=2", "calls=1")
     code, out, error = typed(dreamerv3.main, *peer, *told)
     assert (code, error) == (0, "")
     saved = json.loads((tmp_path / "dreamerv3/smoke-2x8-1/speed.json").read_text())
@@ -133,9 +133,9 @@ def test_speed_is_measured_in_turn(typed: Command, tmp_path: Path, peer: tuple[s
 
 
 def test_what_is_wrong_is_one_line(typed: Command, tmp_path: Path, peer: tuple[str, ...]):
-    code, _, error = typed(dreamerv3.main, "peer=nowhere", "peer_python=python", *words(tmp_path))
+    code, _, error = typed(dreamerv3.main, "peer=nowhere", "peer_python=python", *overrides(tmp_path))
     assert (code, "is no checkout of danijar/dreamerv3" in error) == (2, True)
-    code, _, error = typed(dreamerv3.main, *peer, "measure=learn", *words(tmp_path), "eval_every_frames=81")
+    code, _, error = typed(dreamerv3.main, *peer, "measure=learn", *overrides(tmp_path), "eval_every_frames=81")
     assert (code, "eval_every_frames=81 must be a multiple of action_repeat=2" in error) == (2, True)
     code, _, error = typed(dreamerv3_curves.main, str(tmp_path), "curves.png")
     assert (code, "holds no runs" in error) == (2, True)

@@ -62,14 +62,14 @@ def cloned(learner):
 def batch(seed, size=4):
     generator = torch.Generator().manual_seed(seed)
 
-    def pictures():
+    def images():
         return torch.randint(0, 256, (size, *OBS_SHAPE), dtype=torch.uint8, generator=generator)
 
     def uniform(width):
         return torch.rand(size, width, generator=generator)
 
     discount = torch.full((size, 1), 0.97)
-    return TransitionBatch(pictures(), uniform(2) * 2 - 1, uniform(1), discount, pictures())
+    return TransitionBatch(images(), uniform(2) * 2 - 1, uniform(1), discount, images())
 
 
 def assert_same_weights(a, b):
@@ -79,7 +79,7 @@ def assert_same_weights(a, b):
 
 
 def grid_sample_shift(obs, shifts, pad):
-    """DrQ-v2's augmentation: the padded picture sampled bilinearly on a shifted grid of pixel centres."""
+    """DrQ-v2's augmentation: the padded image sampled bilinearly on a shifted grid of pixel centres."""
     size = obs.shape[-1]
     padded = F.pad(obs.double(), (pad,) * 4, mode="replicate")
     whole = size + 2 * pad
@@ -106,7 +106,7 @@ def test_the_published_encoder_has_its_size():
     assert 512 <= agent(encoder="strided").encoder.repr_dim <= 1600
 
 
-def test_pictures_are_scaled_once_inside_the_network():
+def test_images_are_scaled_once_inside_the_network():
     encoder = agent().encoder
     seen = []
     encoder.convnet.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].clone()))
@@ -268,7 +268,7 @@ def test_metrics_are_detached_scalars_and_show_a_loss_that_is_not_finite():
 SMALL = (3, 48, 48)
 
 
-def picture_of(state):
+def image_of(state):
     """uint8 (B, 3, 48, 48): a bright square whose place is `state` (B, 2) in [-1, 1]."""
     obs = np.zeros((len(state), *SMALL), np.uint8)
     for item, (row, column) in enumerate(((state.numpy() + 1) * 19 + 2).astype(int)):
@@ -281,7 +281,7 @@ def bandit(generator, size=32):
     state = torch.rand(size, 2, generator=generator) * 2 - 1
     action = torch.rand(size, 2, generator=generator) * 2 - 1
     reward = -(action - state).abs().sum(1, keepdim=True)
-    obs = picture_of(state)
+    obs = image_of(state)
     return TransitionBatch(obs, action, reward, torch.zeros(size, 1), obs), state
 
 

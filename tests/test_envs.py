@@ -53,8 +53,8 @@ def test_contract(env):
     assert env.observation_space.contains(obs)
     assert info["success"] == 0.0
     assert isinstance(info["seed"], int)
-    assert (obs == np.tile(obs[:3], (3, 1, 1))).all(), "the first picture fills the stack"
-    assert obs[:3].std() > 5, "a picture shows something"
+    assert (obs == np.tile(obs[:3], (3, 1, 1))).all(), "the first image fills the stack"
+    assert obs[:3].std() > 5, "an image shows something"
     kept = obs.copy()
     for decision in range(1, DECISIONS + 1):
         last, (obs, reward, terminated, truncated, info) = obs, env.step(np.ones(env.action_space.shape))
@@ -164,7 +164,7 @@ def test_reward_is_summed_over_the_repeat_and_the_bonus_paid_once_a_decision():
         touched = any(frame[4]["success"] for frame in frames)
         assert info["success"] == float(touched)
         assert reward == pytest.approx(sum(frame[1] for frame in frames) + 10.0 * touched)
-        assert (obs[-3:] == frames[-1][0][-3:]).all(), "the picture is taken at the end of the repeat"
+        assert (obs[-3:] == frames[-1][0][-3:]).all(), "the image is taken at the end of the repeat"
         paid.add(touched)
     assert paid == {False, True}
 

@@ -116,20 +116,20 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     typed: Command, stopped: tuple[Path, list[str]], loss: str, log_every_frames: int
 ) -> None:
     """The loss is named, not what broke next because of it (an action, a draw); nothing saved is lost."""
-    folder, words = stopped
+    folder, overrides = stopped
     with pytest.MonkeyPatch.context() as patch:
         if loss.startswith("agent"):
             poison_agent(patch, at=7)
         else:
             poison_world_model(patch, {"world_model/reward_loss": "rewards"}.get(loss, "actions"), at=1)
-        code, _, line = typed(train_module.main, *words, f"log_every_frames={log_every_frames}")
+        code, _, line = typed(train_module.main, *overrides, f"log_every_frames={log_every_frames}")
     assert code == 2
     assert line.startswith("error: ")
     assert f"{loss.split('/')[0]}/" in line
     assert "became nan at frame" in line
     assert 80 in checkpoints(folder)
     assert all(np.isfinite(value).all() for value in weights(folder).values())
-    assert typed(train_module.main, *words)[::2] == (0, "")
+    assert typed(train_module.main, *overrides)[::2] == (0, "")
 
 
 def test_other_bugs_are_not_called_a_broken_loss(run_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,10 +146,10 @@ def test_other_bugs_are_not_called_a_broken_loss(run_root: Path, monkeypatch: py
 
 def test_a_damaged_newest_checkpoint(shell: Shell, finished: Path, stopped: tuple[Path, list[str]]) -> None:
     """It is named, the one before is taken, and the run ends as if nothing had happened."""
-    folder, words = stopped
+    folder, overrides = stopped
     damaged = folder / "checkpoints" / "000000080" / "world_model.pt"
     damaged.write_bytes(damaged.read_bytes()[:-100])
-    done = shell("train", *words)
+    done = shell("train", *overrides)
     assert done.returncode == 0
     [line] = [line for line in done.stderr.splitlines() if "damaged" in line]
     assert line.startswith("warning: checkpoint")
@@ -159,10 +159,10 @@ def test_a_damaged_newest_checkpoint(shell: Shell, finished: Path, stopped: tupl
 
 
 def test_only_damaged_checkpoints(typed: Command, stopped: tuple[Path, list[str]]) -> None:
-    folder, words = stopped
+    folder, overrides = stopped
     for path in folder.glob("checkpoints/*/agent.pt"):
         path.unlink()
-    code, _, line = typed(train_module.main, *words)
+    code, _, line = typed(train_module.main, *overrides)
     assert code == 2
     assert "is damaged (agent.pt is missing)" in line
     assert len(list((folder / "replay").glob("*.npz"))) == 2 + 5, "the episodes are still there"
@@ -170,20 +170,20 @@ def test_only_damaged_checkpoints(typed: Command, stopped: tuple[Path, list[str]
 
 @pytest.mark.parametrize("index", [0, 3], ids=["demonstration", "episode"])
 def test_a_damaged_episode_is_skipped_by_name(typed: Command, stopped: tuple[Path, list[str]], index: int) -> None:
-    folder, words = stopped
+    folder, overrides = stopped
     damaged = folder / "replay" / f"{index:06d}.npz"
     damaged.write_bytes(damaged.read_bytes()[:200])
     with pytest.warns(UserWarning, match=f"skipping damaged episode {damaged}: "):
-        assert typed(train_module.main, *words)[0] == 0
+        assert typed(train_module.main, *overrides)[0] == 0
     assert checkpoints(folder)[-1] == 160
 
 
 def test_no_demonstration_can_be_read(typed: Command, stopped: tuple[Path, list[str]]) -> None:
-    folder, words = stopped
+    folder, overrides = stopped
     for index in range(2):
         (folder / "replay" / f"{index:06d}.npz").write_bytes(b"")
     with pytest.warns(UserWarning, match="skipping damaged episode"):
-        code, _, line = typed(train_module.main, *words)
+        code, _, line = typed(train_module.main, *overrides)
     assert code == 2
     assert "none of the 2 demonstrations in" in line
 
@@ -191,7 +191,7 @@ def test_no_demonstration_can_be_read(typed: Command, stopped: tuple[Path, list[
 @pytest.mark.parametrize("where", ["checkpoint", "world_model", "metrics"])
 def test_a_full_disk(typed: Command, finished: Path, stopped: tuple[Path, list[str]], where: str) -> None:
     """One line; the last good checkpoint stays; with room again the run ends as if nothing had happened."""
-    folder, words = stopped
+    folder, overrides = stopped
 
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -203,11 +203,11 @@ def test_a_full_disk(typed: Command, finished: Path, stopped: tuple[Path, list[s
             patch.setattr(IVideoGPT, "save_pretrained", full)
         else:
             patch.setattr("mbrl.experiment.logger.json.dumps", full)
-        code, _, line = typed(train_module.main, *words)
+        code, _, line = typed(train_module.main, *overrides)
     assert code == 2
     assert "the disk is full" in line
     assert "\n" not in line
     assert 80 in checkpoints(folder) or 120 in checkpoints(folder)
     assert not list((folder / "checkpoints").glob(".tmp-*"))
-    assert typed(train_module.main, *words)[::2] == (0, "")
+    assert typed(train_module.main, *overrides)[::2] == (0, "")
     assert different(folder, finished) == []

@@ -62,9 +62,9 @@ def test_differences_begin_with_the_keys_that_choose_others() -> None:
 
 
 def test_a_newer_key_has_the_value_of_the_runs_own_files() -> None:
-    words = ["task=door-lock", "preset=small", "agent=drqv2", "protocol=plain"]
-    now = to_dict(load([*words, "device=cpu"]))
-    old = dict(zip(("task", "preset", "agent", "protocol"), (word.split("=")[1] for word in words), strict=True))
+    overrides = ["task=door-lock", "preset=small", "agent=drqv2", "protocol=plain"]
+    now = to_dict(load([*overrides, "device=cpu"]))
+    old = dict(zip(("task", "preset", "agent", "protocol"), (word.split("=")[1] for word in overrides), strict=True))
     assert with_defaults(old) == now
     assert with_defaults(old | {"drqv2": {"lr": 1.0}, "device": "cuda", "removed": {"x": 1}}) == now | {
         "drqv2": now["drqv2"] | {"lr": 1.0},
@@ -100,34 +100,34 @@ def test_a_new_seed_stands_beside_a_published_run(folder: Path, tmp_path: Path) 
 
 def test_a_run_of_another_version_goes_on(typed: Command, stopped: tuple[Path, list[str]]) -> None:
     """Without a key that is newer than it, with one that was removed since, beside other values of other agents."""
-    folder, words = stopped
-    settings = load(words)
+    folder, overrides = stopped
+    settings = load(overrides)
     edit(folder, nstep=None, drqv2__stddev_clip=None, removed={"key": 1}, dreamerv3__agc=0.1)
     assert stored_settings(settings).drqv2 == settings.drqv2
-    code, out, error = typed(evaluate.evaluate, *words, "num_eval_episodes=1")
+    code, out, error = typed(evaluate.evaluate, *overrides, "num_eval_episodes=1")
     assert (code, error) == (0, "")
-    code, out, error = typed(resume.main, *words)
+    code, out, error = typed(resume.main, *overrides)
     assert (code, error) == (0, "")
     assert is_finished(settings)
 
 
 def test_a_finished_run_is_made_longer(finished: Path, run_root: Path, tmp_path: Path) -> None:
     """And ends, bit for bit, as if it had been that long from the start."""
-    folder, words = copy_of(finished, run_root)
-    longer = load([*words, "num_train_frames=240"])
+    folder, overrides = copy_of(finished, run_root)
+    longer = load([*overrides, "num_train_frames=240"])
     assert not is_finished(longer)
     assert train(run_root, "num_train_frames=240") == folder
     assert [line.split(",")[0] for line in (folder / "eval.csv").read_text().splitlines()[1:]] == ["80", "160", "240"]
     assert different(folder, train(tmp_path / "whole", "num_train_frames=240")) == []
-    assert stored_settings(load(words)).num_train_frames == 240
+    assert stored_settings(load(overrides)).num_train_frames == 240
     assert is_finished(longer)
     with pytest.raises(UserError, match=r"another config \(num_train_frames was 240, is 160\): set variant"):
-        Run.open(load(words))
+        Run.open(load(overrides))
 
 
 def test_resume_makes_a_finished_run_longer(typed: Command, finished: Path, run_root: Path) -> None:
-    folder, words = copy_of(finished, run_root)
-    which = [word for word in words if word.split("=")[0] in ("task", "run_root", "num_seed_frames")]
+    folder, overrides = copy_of(finished, run_root)
+    which = [word for word in overrides if word.split("=")[0] in ("task", "run_root", "num_seed_frames")]
     assert "is finished: 160 frames" in typed(resume.main, *which)[1]
     assert typed(resume.main, *which, "num_train_frames=200")[0] == 0
     assert (folder / "eval.csv").read_text().splitlines()[-1].startswith("200,")
@@ -144,8 +144,8 @@ def real(run_root: Path) -> Settings:
 
 
 def test_a_smoke_run_gives_way_to_a_real_one(finished: Path, run_root: Path) -> None:
-    folder, words = copy_of(finished, run_root)
-    smoke, aside = load(words), folder.parents[1] / "mbpo-smoke" / folder.name
+    folder, overrides = copy_of(finished, run_root)
+    smoke, aside = load(overrides), folder.parents[1] / "mbpo-smoke" / folder.name
     before = (folder / "eval.csv").read_text()
     assert run_folder(smoke) == run_folder(real(run_root)) == folder
     for _ in range(2):  # the second time there is one aside already

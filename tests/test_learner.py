@@ -127,10 +127,10 @@ def test_a_new_transformer_begins_with_the_codes():
     before = embedding.detach().clone()
     learner.update(clips=make_clips())
     first = layout.first_dynamics_id
-    words = embedding[first : first + layout.dynamics_codes]
-    distances = torch.cdist(words, words)
+    rows = embedding[first : first + layout.dynamics_codes]
+    distances = torch.cdist(rows, rows)
     assert distances[0, 1] < 0.6 * distances[0, 2:].min()
-    assert 0.8 < words.std() / before[first : first + layout.dynamics_codes].std() < 1.25
+    assert 0.8 < rows.std() / before[first : first + layout.dynamics_codes].std() < 1.25
     assert torch.equal(embedding[layout.scf :], before[layout.scf :]), "slots stand for no code"
     assert torch.equal(model.transformer.head.weight, embedding)
     assert model.action_linear.weight.any()

@@ -26,15 +26,15 @@ def make(tmp_path: Path, project_root: Path) -> Make:
     # A make that runs these tests passes its own variables and flags down.
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
 
-    def run(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        line = ["make", "--silent", *words]
+    def run(*overrides: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        line = ["make", "--silent", *overrides]
         return subprocess.run(line, cwd=tmp_path, env=clean | variables, capture_output=True, text=True)
 
     return run
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("overrides", "said"),
     [
         (["train", "task=hammer"], "task=hammer: write TASK=hammer"),
         (["train", "TASKS=hammer"], "TASKS=hammer: write TASK=hammer"),
@@ -51,8 +51,8 @@ def make(tmp_path: Path, project_root: Path) -> Make:
         (["fly"], "make fly: there is no such target; make help lists them"),
     ],
 )
-def test_a_word_that_make_does_not_know_is_refused(make: Make, words: list[str], said: str) -> None:
-    done = make(*words)
+def test_a_word_that_make_does_not_know_is_refused(make: Make, overrides: list[str], said: str) -> None:
+    done = make(*overrides)
     assert (done.returncode, done.stdout) == (2, "")
     assert said in done.stderr
     assert done.stderr.count("\n") == 1
@@ -61,8 +61,8 @@ def test_a_word_that_make_does_not_know_is_refused(make: Make, words: list[str],
 def test_what_a_target_knows_is_handed_on(make: Make) -> None:
     done = make("train", "TASK=hammer", "AGENT=drqv2", "SEED=2", "PRESET=smoke", "ARGS=video=false 'variant=a b'")
     assert done.stderr == ""
-    words = ["task=hammer", "agent=drqv2", "seed=2", "preset=smoke", "video=false", "variant=a b"]
-    assert done.stdout.splitlines() == ["-m", "mbrl.train", *words]
+    overrides = ["task=hammer", "agent=drqv2", "seed=2", "preset=smoke", "video=false", "variant=a b"]
+    assert done.stdout.splitlines() == ["-m", "mbrl.train", *overrides]
     assert make("compare", "TASKS=a,b", "RUNS=x,y").stdout.splitlines()[2:] == ["task_names=[a,b]", "runs=[x,y]"]
     assert make("train", TASK="hammer").stdout.splitlines()[2:] == ["task=hammer"], "from the environment as well"
 

@@ -11,8 +11,8 @@ from world_model.metrics.fvd import FILE, I3D, Statistics, frechet_distance
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # the published I3D is TorchScript
 
 
-def pictures(noise: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two pictures (3, 48, 40) and noisy versions of them: waves, so that every machine makes the same."""
+def images(noise: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two images (3, 48, 40) and noisy versions of them: waves, so that every machine makes the same."""
     y, x = torch.meshgrid(torch.arange(48.0), torch.arange(40.0), indexing="ij")
     waves = [torch.sin(x / 5 + c) * torch.cos(y / (7 + k)) for k in range(2) for c in range(3)]
     true = 0.5 + 0.4 * torch.stack(waves).view(2, 3, 48, 40)
@@ -20,7 +20,7 @@ def pictures(noise: float) -> tuple[torch.Tensor, torch.Tensor]:
     return (true + noise * rough).clamp(0, 1), true
 
 
-# Made with scikit-image 0.26, from `a, b = (p.permute(0, 2, 3, 1).double().numpy() for p in pictures(noise))`:
+# Made with scikit-image 0.26, from `a, b = (p.permute(0, 2, 3, 1).double().numpy() for p in images(noise))`:
 #   skimage.metrics.peak_signal_noise_ratio(b[i], a[i], data_range=1)
 #   skimage.metrics.structural_similarity(b[i], a[i], data_range=1, channel_axis=2, gaussian_weights=True,
 #                                         sigma=1.5, use_sample_covariance=False)
@@ -29,14 +29,14 @@ GOLDEN = {0.02: ([39.83592, 39.83592], [0.988569, 0.986739]), 0.2: ([19.93121, 1
 
 @pytest.mark.parametrize("noise", GOLDEN)
 def test_psnr_and_ssim_are_those_of_scikit_image(noise):
-    predicted, true = pictures(noise)
+    predicted, true = images(noise)
     ratios, similarities = GOLDEN[noise]
     np.testing.assert_allclose(psnr(predicted, true), ratios, atol=1e-3)
     np.testing.assert_allclose(ssim(predicted, true), similarities, atol=1e-4)
 
 
-def test_equal_pictures_and_leading_dimensions():
-    predicted, true = pictures(0.1)
+def test_equal_images_and_leading_dimensions():
+    predicted, true = images(0.1)
     assert (ssim(true, true) - 1).abs().max() < 1e-5
     clips = ssim(predicted.view(1, 2, 3, 48, 40), true.view(1, 2, 3, 48, 40))
     torch.testing.assert_close(clips, ssim(predicted, true)[None])
@@ -75,7 +75,7 @@ def test_frechet_distance_is_that_of_the_matrix_root():
 
 
 class StandIn(torch.nn.Module):
-    """Called as the real file is; its features are means of the scaled pictures' rows, 400 of them."""
+    """Called as the real file is; its features are means of the scaled images' rows, 400 of them."""
 
     def forward(self, x: torch.Tensor, rescale: bool = False, resize: bool = False, return_features: bool = False):
         assert return_features

@@ -81,8 +81,8 @@ def test_official_checkpoints_load_and_predict(data, tmp_path, context_length, a
     assert ("action_linear.weight" in names) == ("llm.lm_head.weight" in names) == (action_dim > 0)
     assert ("lm_head.weight" in names) == (action_dim == 0)
     asked = dict(model=tmp_path, data=data, part="all", clips=2, samples=1, horizon=4, device="cpu", windows="first")
-    words = [f"{key}={value}" for key, value in asked.items()]
-    prediction = predict.Prediction(load_plain(predict.PredictSettings, "predict", words))
+    overrides = [f"{key}={value}" for key, value in asked.items()]
+    prediction = predict.Prediction(load_plain(predict.PredictSettings, "predict", overrides))
     assert (prediction.known, prediction.model.action_dim) == (context_length, action_dim)
     true, actions = prediction.clips.frames.float() / 255, prediction.clips.actions
     seen = [prediction.predict(true, given, 1, seed=0).frames for given in (actions, 5 * actions)]
@@ -140,7 +140,7 @@ def test_a_model_without_rewards_learns():
     assert metrics[-1]["transformer_loss"] < metrics[0]["transformer_loss"]
 
 
-def words(data, out, *more):
+def overrides(data, out, *more):
     asked = dict(
         data=data, out=out, start_from=TINY, tokenizer_updates=1, transformer_updates=1, cached_clips=20, horizon=3,
         device="cpu", threads=1,
@@ -153,7 +153,7 @@ def words(data, out, *more):
 def test_pre_training_without_actions_and_rewards(data, tmp_path, typed, monkeypatch):
     """Of data that has both, from a checkpoint that has both, with one frame given instead of two."""
     monkeypatch.setattr("mbrl.validate.CLIPS", 4)
-    given = words(data, tmp_path / "out", "actions=false", "rewards=false", "context_length=1")
+    given = overrides(data, tmp_path / "out", "actions=false", "rewards=false", "context_length=1")
     code, _, error = typed(pretrain.main, *given)
     assert (code, error) == (0, "")
     model = tmp_path / "out/model"
@@ -182,7 +182,7 @@ def test_few_episodes_are_drawn_by_the_seed_and_more_contain_them(data):
 
 
 def test_pre_training_on_few_episodes_sees_no_other(data, tmp_path):
-    settings = load_plain(pretrain.PretrainSettings, "pretrain", words(data, tmp_path, "episodes=2"))
+    settings = load_plain(pretrain.PretrainSettings, "pretrain", overrides(data, tmp_path, "episodes=2"))
     training = pretrain.Pretraining(settings)
     assert training.train_data.num_episodes == 2
     few = {action.tobytes() for i in range(2) for action in training.train_data.episode(i).actions}

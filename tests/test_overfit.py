@@ -24,7 +24,7 @@ TARGET = 30.0  # dB
 
 
 def blobs(side: int, frames: int, rests: int) -> Clips:
-    """Four soft spots that leave the middle of the picture each in its direction, after `rests` frames.
+    """Four soft spots that leave the middle of the image each in its direction, after `rests` frames.
 
     An action is the direction.
     """

@@ -47,7 +47,7 @@ def learn(**how):
     learner, found = make_learner(**how), []
     for step in range(STEPS):
         batch = make_clips(seed=step)
-        frames, actions, rewards = (field[parallel.mine(len(field))] for field in batch[:3])
+        frames, actions, rewards = (field[parallel.local_slice(len(field))] for field in batch[:3])
         found.append(learner.update(TokenClips(tokenizer.tokens(frames)[0], actions, rewards), frames))
     whole = learner.in_one_piece()
     return {"metrics": found, "weights": dict(whole.model.state_dict()), "state": learner.state()}
@@ -136,7 +136,7 @@ def test_a_split_batch_equals_the_whole():
 
 
 def test_without_a_group_nothing_is_divided():
-    assert (parallel.processes(), parallel.rank(), parallel.mine(6)) == (1, 0, slice(0, 6))
+    assert (parallel.processes(), parallel.rank(), parallel.local_slice(6)) == (1, 0, slice(0, 6))
     module = torch.nn.Linear(2, 2)
-    assert parallel.spread(module) is module
+    assert parallel.wrap(module) is module
     assert parallel.everyone("x") == ["x"]

@@ -27,7 +27,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_distance_of_pictures(folder):
+def test_distance_of_images(folder):
     lpips = LPIPS.from_folder(folder)
     a = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     assert (lpips(a, a) == 0).all()

@@ -78,7 +78,7 @@ def trained(squares, tmp_path_factory):
     return folder
 
 
-def words(model, data, *more) -> list[str]:
+def overrides(model, data, *more) -> list[str]:
     merged = {
         "model": model,
         "data": data,
@@ -94,14 +94,14 @@ def words(model, data, *more) -> list[str]:
 
 
 def made(*typed) -> predict.Prediction:
-    return predict.Prediction(load_plain(predict.PredictSettings, "predict", words(*typed)))
+    return predict.Prediction(load_plain(predict.PredictSettings, "predict", overrides(*typed)))
 
 
 def test_clips_learned_by_heart_come_back(squares, trained):
-    metrics, pictures = made(trained, squares, "goal=true", "temperature=0").run()
+    metrics, images = made(trained, squares, "goal=true", "temperature=0").run()
     assert metrics["psnr"] > 27
     assert metrics["moving_error_ratio"] < 0.1
-    assert pictures["true"].shape == pictures["predicted"].shape == (4, 3, 3, SIDE, SIDE)
+    assert images["true"].shape == images["predicted"].shape == (4, 3, 3, SIDE, SIDE)
 
 
 def test_only_the_goal_tells_where_the_square_goes(squares, trained):
@@ -260,9 +260,9 @@ def test_decoded_alone_is_decoding_with_attention_taken_out(tiny):
         torch.testing.assert_close(tokenizer.decode_future(codes, memory, frames[:, -1]), alone)
 
 
-def test_the_command_leaves_numbers_and_pictures(tiny, tmp_path, monkeypatch, typed):
+def test_the_command_leaves_numbers_and_images(tiny, tmp_path, monkeypatch, typed):
     monkeypatch.chdir(tmp_path)
-    code, said, _ = typed(predict.main, *words(*tiny, "samples=2", "decouple=true", "shown=2", "with_context=true"))
+    code, said, _ = typed(predict.main, *overrides(*tiny, "samples=2", "decouple=true", "shown=2", "with_context=true"))
     assert code == 0
     folder = tmp_path / "runs/predictions" / f"{tiny[0].parent.name}-data"
     results = json.loads((folder / "metrics.json").read_text())
@@ -287,7 +287,7 @@ def test_the_command_leaves_numbers_and_pictures(tiny, tmp_path, monkeypatch, ty
 def test_mp4(tiny, tmp_path, monkeypatch):
     av = pytest.importorskip("av")
     monkeypatch.chdir(tmp_path)
-    predict.main(words(*tiny, "video=mp4", "name=mp4"))
+    predict.main(overrides(*tiny, "video=mp4", "name=mp4"))
     with av.open(str(tmp_path / "runs/predictions/mp4/predictions.mp4")) as video:
         assert len(list(video.decode(video=0))) == 3
 

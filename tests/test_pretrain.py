@@ -41,7 +41,7 @@ def data(tmp_path_factory):
     return folder
 
 
-def words(data, out, *more):
+def overrides(data, out, *more):
     merged = {
         "data": data,
         "out": out,
@@ -69,7 +69,7 @@ def final_weights(folder):
 
 @pytest.mark.parametrize("after", [3, 5])
 def test_a_killed_pre_training_continues_bit_for_bit(data, tmp_path, monkeypatch, after):
-    pretrain.main(words(data, tmp_path / "whole"))
+    pretrain.main(overrides(data, tmp_path / "whole"))
     update, done = WorldModelLearner.update, 0
 
     def killed(*arguments):
@@ -82,8 +82,8 @@ def test_a_killed_pre_training_continues_bit_for_bit(data, tmp_path, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(WorldModelLearner, "update", killed)
         with pytest.raises(KeyboardInterrupt):
-            pretrain.main(words(data, tmp_path / "cut"))
-    pretrain.main(words(data, tmp_path / "cut"))
+            pretrain.main(overrides(data, tmp_path / "cut"))
+    pretrain.main(overrides(data, tmp_path / "cut"))
     whole, cut = final_weights(tmp_path / "whole"), final_weights(tmp_path / "cut")
     assert all(torch.equal(value, cut[name]) for name, value in whole.items())
     updates = [json.loads(line)["frame"] for line in (tmp_path / "cut/metrics.jsonl").read_text().splitlines()]
@@ -92,7 +92,7 @@ def test_a_killed_pre_training_continues_bit_for_bit(data, tmp_path, monkeypatch
 
 def test_the_folder_holds_a_model_that_loads_and_says_what_made_it(data, tmp_path, typed):
     out = tmp_path / "out"
-    code, text, _ = typed(pretrain.main, *words(data, out, f"unseen={data}", "held_out_every=10"))
+    code, text, _ = typed(pretrain.main, *overrides(data, out, f"unseen={data}", "held_out_every=10"))
     assert code == 0
     assert f"on 18 episodes (288 frames) of {data}: 4 updates of the tokenizer (2 clips), then 3" in text
     model = IVideoGPT.from_pretrained(out / "model", action_dim=4, context_length=2)
@@ -103,14 +103,14 @@ def test_the_folder_holds_a_model_that_loads_and_says_what_made_it(data, tmp_pat
     logged = set().union(*(json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()))
     assert {"world_model/tokenizer_loss", "world_model/transformer_loss"} <= logged
     assert {"held_out/moving_error_ratio", "unseen/moving_error_ratio"} <= logged
-    code, text, _ = typed(pretrain.main, *words(data, out, f"unseen={data}", "held_out_every=10"))
+    code, text, _ = typed(pretrain.main, *overrides(data, out, f"unseen={data}", "held_out_every=10"))
     assert code == 0
     assert "is finished" in text
 
 
 def test_one_stage_leaves_the_other_part_as_it_was(data, tmp_path):
-    pretrain.main(words(data, tmp_path / "a", "stage=tokenizer"))
-    pretrain.main(words(data, tmp_path / "b", "stage=transformer", f"start_from={tmp_path / 'a/model'}"))
+    pretrain.main(overrides(data, tmp_path / "a", "stage=tokenizer"))
+    pretrain.main(overrides(data, tmp_path / "b", "stage=transformer", f"start_from={tmp_path / 'a/model'}"))
     a, b = final_weights(tmp_path / "a"), final_weights(tmp_path / "b")
     changed = {name.split(".")[0] for name, value in a.items() if not torch.equal(value, b[name])}
     assert changed == {"transformer", "action_linear", "heads"}
@@ -124,12 +124,12 @@ def test_clips_without_actions_with_the_goal_first(data, tmp_path, typed):
         free = [Recording(e.frames, e.actions[:, :0], e.rewards) for e in episodes]
         write_shard(folder, name, free, name)
     out = tmp_path / "out"
-    code, _, error = typed(pretrain.main, *words(folder, out, "goal=true", "mixture=paper"))
+    code, _, error = typed(pretrain.main, *overrides(folder, out, "goal=true", "mixture=paper"))
     assert (code, error) == (0, "")
     assert read_heads(out / "model").action_dim == 0
     clips = load_file(out / "tokens.safetensors")["tokens"]
     assert len(clips) == 20
-    code, _, error = typed(pretrain.main, *words(data, tmp_path / "other", "mixture=paper"))
+    code, _, error = typed(pretrain.main, *overrides(data, tmp_path / "other", "mixture=paper"))
     assert code == 2
     assert "none is in the mixture" in error
 
@@ -155,15 +155,15 @@ def test_clips_without_actions_with_the_goal_first(data, tmp_path, typed):
     ],
 )
 def test_bad_input_gets_one_line(data, tmp_path, typed, word, said):
-    code, _, error = typed(pretrain.main, *words(data, tmp_path / "out", word))
+    code, _, error = typed(pretrain.main, *overrides(data, tmp_path / "out", word))
     assert code == 2
     assert said in error
     assert "\n" not in error
 
 
 def test_a_folder_of_another_pre_training_is_refused(data, tmp_path, typed):
-    pretrain.main(words(data, tmp_path / "out"))
-    code, _, error = typed(pretrain.main, *words(data, tmp_path / "out", "seed=2", "transformer_updates=5"))
+    pretrain.main(overrides(data, tmp_path / "out"))
+    code, _, error = typed(pretrain.main, *overrides(data, tmp_path / "out", "seed=2", "transformer_updates=5"))
     assert code == 2
     assert "seed was 1, is 2" in error
 
@@ -188,7 +188,7 @@ def test_clips_tokenized_as_they_are_drawn(data, tmp_path):
     """No cache; augmented; with a discriminator from the third update on."""
     more = ["cached_clips=0", "augmentation.crop_scale=[0.8,1.0]", "discriminator.weight=0.8", "accumulate=2"]
     out = tmp_path / "out"
-    pretrain.main(words(data, out, *more, "discriminator.after_updates=2", "discriminator.channels=[8,16]"))
+    pretrain.main(overrides(data, out, *more, "discriminator.after_updates=2", "discriminator.channels=[8,16]"))
     assert not (out / "tokens.safetensors").exists()
     logged = set().union(*(json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()))
     assert {"world_model/discriminator_loss", "world_model/tokenizer_adversarial"} <= logged
@@ -198,12 +198,12 @@ def test_cached_tokens_follow_the_tokenizer(data, tmp_path):
     """A restart with more updates of the tokenizer makes the tokens again."""
     out, cache = tmp_path / "out", tmp_path / "out/tokens.safetensors"
     fast = "learner.tokenizer_lr=1e-1"
-    pretrain.main(words(data, out, fast))
+    pretrain.main(overrides(data, out, fast))
     with pytest.warns(UserWarning, match="another state of the tokenizer: made again"):
-        pretrain.main(words(data, out, fast, "tokenizer_updates=8", "transformer_updates=4"))
+        pretrain.main(overrides(data, out, fast, "tokenizer_updates=8", "transformer_updates=4"))
     left = load_file(cache)
     cache.unlink()
-    more = words(data, out, fast, "tokenizer_updates=8", "transformer_updates=5")
+    more = overrides(data, out, fast, "tokenizer_updates=8", "transformer_updates=5")
     again = pretrain.Pretraining(load_plain(pretrain.PretrainSettings, "pretrain", more))
     assert torch.equal(again.tokens.tokens, left["tokens"])
 
@@ -211,10 +211,10 @@ def test_cached_tokens_follow_the_tokenizer(data, tmp_path):
 @pytest.mark.parametrize("damage", [lambda b: b[:-9] + bytes([b[-9] ^ 1]) + b[-8:], lambda b: b[:-9]])
 def test_damaged_cached_tokens_are_made_again(data, tmp_path, damage):
     out, cache = tmp_path / "out", tmp_path / "out/tokens.safetensors"
-    pretrain.main(words(data, out))
+    pretrain.main(overrides(data, out))
     whole = {name: value.clone() for name, value in load_file(cache).items()}  # not mapped to the file
     cache.write_bytes(damage(cache.read_bytes()))
-    more = words(data, out, "transformer_updates=4")
+    more = overrides(data, out, "transformer_updates=4")
     with pytest.warns(UserWarning, match="damaged"):
         again = pretrain.Pretraining(load_plain(pretrain.PretrainSettings, "pretrain", more)).tokens
     assert all(torch.equal(value, getattr(again, name)) for name, value in whole.items())
@@ -224,16 +224,16 @@ def test_damaged_cached_tokens_are_made_again(data, tmp_path, damage):
 def test_the_folder_is_free_however_a_pre_training_ends(data, tmp_path, monkeypatch, ends):
     """Also while its error, which holds on to everything in its frames, is looked at."""
     if ends == "finished":
-        pretrain.main(words(data, tmp_path / "out", "transformer_updates=1", "tokenizer_updates=2"))
+        pretrain.main(overrides(data, tmp_path / "out", "transformer_updates=1", "tokenizer_updates=2"))
     else:
         monkeypatch.setattr(pretrain.Pretraining, "train", lambda self: 1 / 0)
     with pytest.raises((RunFinished, ZeroDivisionError)) as caught:
-        pretrain.main(words(data, tmp_path / "out", "transformer_updates=1", "tokenizer_updates=2"))
+        pretrain.main(overrides(data, tmp_path / "out", "transformer_updates=1", "tokenizer_updates=2"))
     lock_folder(tmp_path / "out").close()
     assert caught.traceback
 
 
 def test_no_empty_tables(data, tmp_path):
-    pretrain.main(words(data, tmp_path / "out"))
+    pretrain.main(overrides(data, tmp_path / "out"))
     tables = [path for path in (tmp_path / "out").glob("*.csv") if len(list(csv.reader(path.open()))) < 2]
     assert tables == []

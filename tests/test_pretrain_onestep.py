@@ -22,7 +22,7 @@ def data(tmp_path_factory):
     return folder
 
 
-def words(data, out, *more):
+def overrides(data, out, *more):
     merged = {
         "kind": "onestep",
         "data": data,
@@ -44,15 +44,15 @@ def test_killed_after_the_last_update_it_still_leaves_a_model(data, tmp_path, mo
     with monkeypatch.context() as patch:
         patch.setattr(OneStepWorld, "save_pretrained", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            pretrain.main(words(data, tmp_path / "out"))
-    pretrain.main(words(data, tmp_path / "out"))
+            pretrain.main(overrides(data, tmp_path / "out"))
+    pretrain.main(overrides(data, tmp_path / "out"))
     saved, trained = OneStep.from_pretrained(tmp_path / "out/model").state_dict(), final_weights(tmp_path / "out")
     assert all(torch.equal(value, saved[name]) for name, value in trained.items())
 
 
 @pytest.mark.parametrize("after", [3, 4])
 def test_a_killed_pre_training_continues_bit_for_bit(data, tmp_path, monkeypatch, after):
-    pretrain.main(words(data, tmp_path / "whole"))
+    pretrain.main(overrides(data, tmp_path / "whole"))
     update, updates = OneStepWorld.update, []
 
     def killed(self, *arguments):
@@ -64,8 +64,8 @@ def test_a_killed_pre_training_continues_bit_for_bit(data, tmp_path, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(OneStepWorld, "update", killed)
         with pytest.raises(KeyboardInterrupt):
-            pretrain.main(words(data, tmp_path / "cut"))
-    pretrain.main(words(data, tmp_path / "cut"))
+            pretrain.main(overrides(data, tmp_path / "cut"))
+    pretrain.main(overrides(data, tmp_path / "cut"))
     whole, cut = final_weights(tmp_path / "whole"), final_weights(tmp_path / "cut")
     assert all(torch.equal(value, cut[name]) for name, value in whole.items())
     frames = [json.loads(line)["frame"] for line in (tmp_path / "cut/metrics.jsonl").read_text().splitlines()]
@@ -74,7 +74,7 @@ def test_a_killed_pre_training_continues_bit_for_bit(data, tmp_path, monkeypatch
 
 def test_the_folder_is_like_any_other_and_its_model_is_used(data, tmp_path, typed, monkeypatch):
     out = tmp_path / "out"
-    given = words(data, out, f"unseen={data}", "held_out_every=10")
+    given = overrides(data, out, f"unseen={data}", "held_out_every=10")
     code, text, _ = typed(pretrain.main, *given)
     assert code == 0
     assert f"on 18 episodes (288 frames) of {data}: 6 updates (4 clips); 0 are done" in text
@@ -119,7 +119,7 @@ def test_an_agent_begins_from_it(tmp_path, run_root):
         for _ in range(20)
     ]
     write_shard(recorded, "noise", episodes, "noise")
-    pretrain.main(words(recorded, tmp_path / "out"))
+    pretrain.main(overrides(recorded, tmp_path / "out"))
     model = OneStep.from_pretrained(tmp_path / "out/model")
     keys = ("world_model.kind=onestep", f"world_model.onestep_pretrained={tmp_path / 'out/model'}")
     folder = train(run_root, *keys, "world_model.onestep.update_every_frames=1000", "initial_model_updates=0")
@@ -140,7 +140,7 @@ def test_minutes_end_it_and_count_over_restarts(data, tmp_path, monkeypatch, typ
 
     monkeypatch.setattr(OneStepWorld, "update", slow)
     monkeypatch.setattr("mbrl.experiment.logger.time.monotonic", lambda: seconds[0])
-    given = words(data, tmp_path / "out", "onestep.minutes=0.5", "onestep.updates=1000")
+    given = overrides(data, tmp_path / "out", "onestep.minutes=0.5", "onestep.updates=1000")
     with pytest.raises(KeyboardInterrupt):
         pretrain.main(given)
     pretrain.main(given)
@@ -154,7 +154,7 @@ def test_minutes_end_it_and_count_over_restarts(data, tmp_path, monkeypatch, typ
 def test_the_rate_falls_along_half_a_cosine(data, tmp_path):
     config = onestep.OneStepPretraining(
         pretrain.load_plain(
-            pretrain.PretrainSettings, "pretrain", words(data, tmp_path / "out", "onestep.final_lr=0.2")
+            pretrain.PretrainSettings, "pretrain", overrides(data, tmp_path / "out", "onestep.final_lr=0.2")
         )
     ).config
     assert [round(onestep.rate(config, progress), 6) for progress in (0, 0.5, 1)] == [1, 0.6, 0.2]
@@ -174,15 +174,15 @@ def test_the_rate_falls_along_half_a_cosine(data, tmp_path):
     ],
 )
 def test_bad_input_gets_one_line(data, tmp_path, typed, word, said):
-    code, _, error = typed(pretrain.main, *words(data, tmp_path / "out", word))
+    code, _, error = typed(pretrain.main, *overrides(data, tmp_path / "out", word))
     assert code == 2
     assert said in error
     assert "\n" not in error.strip()
 
 
 def test_a_folder_of_another_pre_training_is_refused(data, tmp_path, typed):
-    pretrain.main(words(data, tmp_path / "out"))
-    code, _, error = typed(pretrain.main, *words(data, tmp_path / "out", "onestep.updates=9", "onestep.lr=1e-2"))
+    pretrain.main(overrides(data, tmp_path / "out"))
+    code, _, error = typed(pretrain.main, *overrides(data, tmp_path / "out", "onestep.updates=9", "onestep.lr=1e-2"))
     assert code == 2
     assert "onestep.lr was 0.001, is 0.01" in error
     code, _, error = typed(pretrain.main, f"data={data}", f"out={tmp_path / 'out'}", "device=cpu", "horizon=3")

@@ -41,7 +41,7 @@ def options(source: str, **changes) -> SourceOptions:
     plain = SourceOptions(
         path=HERE / FIXTURES[source][0],
         name="toy",
-        picture_key=None,
+        image_key=None,
         image_size=16,
         crop="none",
         step=1,
@@ -94,15 +94,15 @@ def test_robonets_gripper_closes_by_itself():
 
 
 def test_other_cameras_and_a_camera_that_is_not_there():
-    other = read("npz", picture_key="aux1_image")["traj_00000.npz"]
+    other = read("npz", image_key="aux1_image")["traj_00000.npz"]
     np.testing.assert_array_equal(other.frames, 255 - read("npz")["traj_00000.npz"].frames)
-    assert (read("rlds", picture_key="wrist")["toy_robot-train.tfrecord-00000-of-00001:0"].frames[:, 2] == 120).all()
+    assert (read("rlds", image_key="wrist")["toy_robot-train.tfrecord-00000-of-00001:0"].frames[:, 2] == 120).all()
     with pytest.raises(ValueError, match="only image, wrist"):
-        read("rlds", picture_key="front")
+        read("rlds", image_key="front")
     with pytest.raises(ValueError, match="only image, action, aux1_image"):
-        read("npz", picture_key="front")
-    with pytest.raises(ValueError, match="no picture_key=image_top"):
-        read("bair", picture_key="image_top")
+        read("npz", image_key="front")
+    with pytest.raises(ValueError, match="no image_key=image_top"):
+        read("bair", image_key="image_top")
 
 
 def test_classes_of_something_something(tmp_path):
@@ -140,11 +140,11 @@ def test_clips_that_do_not_fit_together_are_refused():
         make(frames.astype(np.float32))
 
 
-def test_pictures_are_squeezed_or_cut():
-    picture = np.zeros((8, 16, 3), np.uint8)
-    picture[:, 4:12] = 200  # the middle square
-    assert (fit(picture, 8, "center") == 200).all()
-    squeezed = fit(picture, 8)
+def test_images_are_squeezed_or_cut():
+    image = np.zeros((8, 16, 3), np.uint8)
+    image[:, 4:12] = 200  # the middle square
+    assert (fit(image, 8, "center") == 200).all()
+    squeezed = fit(image, 8)
     assert squeezed.shape == (3, 8, 8)
     assert squeezed[0, 0, 0] < 30 < 170 < squeezed[0, 0, 4]
 
@@ -192,14 +192,14 @@ def test_damage_costs_the_clips_that_it_touches(tmp_path, source, file):
     assert lost == {"ssv2": [file.split("/")[0]], "robonet": [file], "lerobot": ["episode 0", "episode 1"]}[source]
 
 
-def test_lerobot_with_pictures_in_its_table(tmp_path):
+def test_lerobot_with_images_in_its_table(tmp_path):
     whole = read("lerobot")
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     shutil.copytree(HERE / "lerobot", tmp_path / "copy")
     camera, file = "observation.images.top", tmp_path / "copy/data/chunk-000/file-000.parquet"
-    picture = (HERE / "ssv2/clips/12/000002.jpg").read_bytes()
+    image = (HERE / "ssv2/clips/12/000002.jpg").read_bytes()
     table = pq.read_table(file)
-    pq.write_table(table.append_column(camera, pa.array([{"bytes": picture, "path": None}] * len(table))), file)
+    pq.write_table(table.append_column(camera, pa.array([{"bytes": image, "path": None}] * len(table))), file)
     info = json.loads((tmp_path / "copy/meta/info.json").read_text())
     info["features"][camera]["dtype"] = "image"
     (tmp_path / "copy/meta/info.json").write_text(json.dumps(info))
@@ -216,7 +216,7 @@ def test_lerobot_with_pictures_in_its_table(tmp_path):
 # -- make data --------------------------------------------------------------------------------------------------------
 
 
-def words(source: str, out: Path, *more: str) -> list[str]:
+def overrides(source: str, out: Path, *more: str) -> list[str]:
     common = [f"source={source}", f"path={HERE / FIXTURES[source][0]}", "name=toy", "image_size=16", "workers=1"]
     return [*common, f"out={out}", *more]
 
@@ -227,7 +227,7 @@ def test_a_damaged_clip_is_left_out_and_named(tmp_path, typed):
     whole = (source / "traj_00001.npz").read_bytes()
     (source / "traj_00002.npz").write_bytes(whole[: len(whole) // 2])
     (source / "traj_00003.npz").write_bytes(whole)
-    code, said, _ = typed(data.main, *words("npz", out, f"path={source}", "shard_episodes=2", "workers=2"))
+    code, said, _ = typed(data.main, *overrides("npz", out, f"path={source}", "shard_episodes=2", "workers=2"))
     assert code == 0
     assert f"npz, {source}: 4 of 4 episodes to make (16x16 pixels), in 2 processes, into {out}" in said
     assert "3 episodes added" in said
@@ -238,7 +238,7 @@ def test_a_damaged_clip_is_left_out_and_named(tmp_path, typed):
     # The same again adds nothing; a shard that was lost comes back.
     made = (out / "toy-00000.npy").stat().st_mtime_ns
     (out / "toy-00001.npz").unlink()
-    assert "1 episodes added" in typed(data.main, *words("npz", out, f"path={source}", "shard_episodes=2"))[1]
+    assert "1 episodes added" in typed(data.main, *overrides("npz", out, f"path={source}", "shard_episodes=2"))[1]
     assert shard_names(out) == {"toy-00000", "toy-00001"}
     assert (out / "toy-00000.npy").stat().st_mtime_ns == made
 
@@ -259,14 +259,14 @@ def settings(*typed_words: str) -> data.DataSettings:
 )
 def test_bad_input_gets_one_line(tmp_path, more, said):
     with pytest.raises((UserError, DataError), match=said):
-        data.jobs(settings(*words("npz", tmp_path, *more)))
+        data.jobs(settings(*overrides("npz", tmp_path, *more)))
 
 
 def test_a_folder_made_otherwise_is_refused(tmp_path):
-    data.check_same(settings(*words("npz", tmp_path)))
-    data.check_same(settings(*words("npz", tmp_path, "workers=3")))
+    data.check_same(settings(*overrides("npz", tmp_path)))
+    data.check_same(settings(*overrides("npz", tmp_path, "workers=3")))
     with pytest.raises(UserError, match="made with image_size=16, not 32"):
-        data.check_same(settings(*words("npz", tmp_path, "image_size=32")))
+        data.check_same(settings(*overrides("npz", tmp_path, "image_size=32")))
 
 
 @pytest.mark.parametrize(("source", "package"), [("lerobot", "pyarrow"), ("robonet", "h5py"), ("ssv2", "av")])
@@ -308,13 +308,13 @@ def test_the_papers_mixture():
     assert len(robots) == 35
     assert [name for name, subset in mixture.items() if subset.tokenizer_only] == ["sthsth"]
     assert len(set(mixture["sthsth"].classes)) == 95
-    assert (mixture["bridge"].step, mixture["toto"].step, mixture["roboturk"].picture_key) == (2, 10, "front_rgb")
+    assert (mixture["bridge"].step, mixture["toto"].step, mixture["roboturk"].image_key) == (2, 10, "front_rgb")
 
 
 def test_a_mixture_says_how_a_subset_is_read(tmp_path):
-    source = data.open_source(settings(*words("rlds", tmp_path, "name=bridge", "mixture=paper")))
+    source = data.open_source(settings(*overrides("rlds", tmp_path, "name=bridge", "mixture=paper")))
     assert source.options.step == 2
-    assert source.options.picture_key == "image"
+    assert source.options.image_key == "image"
     assert not source.options.actions
 
 
@@ -324,7 +324,7 @@ def test_episodes_for_testing_are_left_out(tmp_path, monkeypatch):
     assert len(names) == 256 + 126
     assert {"berkeley_sawyer_traj11106", "train_eps_00048645"} <= names
     assert load_mixture("paper")["bridge"].left_out_names == set()
-    given = settings(*words("rlds", tmp_path, "name=robo_net", "mixture=paper", "picture_key=image"))
+    given = settings(*overrides("rlds", tmp_path, "name=robo_net", "mixture=paper", "image_key=image"))
     with pytest.raises(DataError, match="do not say what file they are of"):
         data.record(data.jobs(given)[0])
 
@@ -338,12 +338,12 @@ def test_episodes_for_testing_are_left_out(tmp_path, monkeypatch):
     (files := tmp_path / "npz").mkdir()
     for name in ("train_eps_00048645", "train_eps_00048646"):
         shutil.copy(HERE / "npz/train/traj_00000.npz", files / f"{name}.npz")
-    given = settings(*words("npz", tmp_path, "name=robo_net", "mixture=paper", f"path={files}"))
+    given = settings(*overrides("npz", tmp_path, "name=robo_net", "mixture=paper", f"path={files}"))
     assert [unit for job in data.jobs(given) for unit in job.units] == ["train_eps_00048646.npz"]
 
 
 def test_a_folder_made_before_episodes_were_left_out_is_refused(tmp_path):
-    given = settings(*words("rlds", tmp_path, "name=robo_net", "mixture=paper"))
+    given = settings(*overrides("rlds", tmp_path, "name=robo_net", "mixture=paper"))
     data.check_same(given)
     file = tmp_path / "robo_net.json"
     file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "left_out"}))

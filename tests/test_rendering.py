@@ -1,4 +1,4 @@
-"""Pictures are upright, look like the paper's and come fast; backends are chosen; errors are one line."""
+"""Images are upright, look like the paper's and come fast; backends are chosen; errors are one line."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ import pytest
 import envs
 from envs import metaworld, rendering
 
-# The mean first picture of the official project's demonstrations of each task.
+# The mean first image of the official project's demonstrations of each task.
 FIRST_FRAMES = np.load(Path(__file__).parent / "data" / "demo_first_frames.npz")
 
 
@@ -67,13 +67,13 @@ def test_fast_leaves_out_what_takes_the_time():
 def test_two_environments_draw_in_turn_without_disturbing_each_other():
     def frames(*tasks):
         made = [envs.make(task) for task in tasks]
-        pictures = [[env.reset(seed=1)[0]] for env in made]
+        images = [[env.reset(seed=1)[0]] for env in made]
         for _ in range(2):
-            for env, seen in zip(made, pictures, strict=True):
+            for env, seen in zip(made, images, strict=True):
                 seen.append(env.step(np.ones(env.action_space.shape))[0])
         for env in made:
             env.close()
-        return [np.stack(seen) for seen in pictures]
+        return [np.stack(seen) for seen in images]
 
     hammer, walker = frames("hammer", "dm_control/walker-walk")
     assert (hammer == frames("hammer")[0]).all()

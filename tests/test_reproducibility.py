@@ -62,11 +62,11 @@ def test_the_world_model_learns_beside_the_agent(run_root: Path, monkeypatch: py
         seen.add(threading.current_thread().name)
         return update(*arguments)
 
-    words = ("threads=2", "update_transformer_every_frames=2", "update_tokenizer_every_frames=4")
+    overrides = ("threads=2", "update_transformer_every_frames=2", "update_tokenizer_every_frames=4")
     try:
-        plain = train(run_root / "plain", *words)
+        plain = train(run_root / "plain", *overrides)
         monkeypatch.setattr(WorldModelLearner, "update", slow)
-        slower = train(run_root / "slower", *words, "eval_every_frames=20", "log_every_frames=60")
+        slower = train(run_root / "slower", *overrides, "eval_every_frames=20", "log_every_frames=60")
     finally:
         torch.set_num_threads(1)
     assert any(name.startswith("background") for name in seen)
@@ -84,11 +84,11 @@ def in_a_rollout(number: int) -> None:
     """Dies when the agent is asked for the `number`-th imagined action."""
     calls, to_uint8 = [0], rollout.to_uint8
 
-    def counted(pictures):
+    def counted(images):
         calls[0] += 1
         if calls[0] == number:
             kill_me()
-        return to_uint8(pictures)
+        return to_uint8(images)
 
     rollout.to_uint8 = counted
 
@@ -126,18 +126,18 @@ def in_an_update(number: int) -> None:
     mbpo.MBPO.learn_to_act = counted
 
 
-def train_until_killed(run_root: Path, arrange: Callable[[], None], *words: str) -> int:
+def train_until_killed(run_root: Path, arrange: Callable[[], None], *overrides: str) -> int:
     """Train in a process of its own that dies as arranged; returns the frame it had reached."""
     context = multiprocessing.get_context("fork")  # a fresh interpreter would take seconds to start
     frame = context.Value("i", 0)
-    process = context.Process(target=train_and_die, args=(run_root, arrange, frame, *words))
+    process = context.Process(target=train_and_die, args=(run_root, arrange, frame, *overrides))
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
     return frame.value
 
 
-def train_and_die(run_root: Path, arrange: Callable[[], None], frame: "Synchronized[int]", *words: str) -> None:
+def train_and_die(run_root: Path, arrange: Callable[[], None], frame: "Synchronized[int]", *overrides: str) -> None:
     act = Collector.act
 
     def watched(self, agent):
@@ -146,7 +146,7 @@ def train_and_die(run_root: Path, arrange: Callable[[], None], frame: "Synchroni
 
     Collector.act = watched
     arrange()
-    train(run_root, *words)
+    train(run_root, *overrides)
 
 
 def last_start(folder: Path) -> int:
@@ -180,8 +180,8 @@ def test_a_killed_run_ends_bit_equal(finished: Path, run_root: Path) -> None:
 
 def test_killed_before_the_agent_acted(tmp_path: Path) -> None:
     """In the first dreams, under the random policy; the checkpoint before lies among the seed frames."""
-    words = ("num_seed_frames=60", "num_train_frames=80")
-    assert train_until_killed(tmp_path / "killed", partial(in_a_rollout, 1), *words) == 60
-    folder = train(tmp_path / "killed", *words)
+    overrides = ("num_seed_frames=60", "num_train_frames=80")
+    assert train_until_killed(tmp_path / "killed", partial(in_a_rollout, 1), *overrides) == 60
+    folder = train(tmp_path / "killed", *overrides)
     assert last_start(folder) == 40
-    assert different(folder, train(tmp_path / "whole", *words)) == []
+    assert different(folder, train(tmp_path / "whole", *overrides)) == []

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from synthetic import HEAD, compared, run, settings, two_tasks, words
+from synthetic import HEAD, compared, overrides, run, settings, two_tasks
 from tiny import Command
 
 from mbrl.compare import foreign
@@ -40,7 +40,7 @@ def test_what_differs_is_refused(
 ) -> None:
     run(run_root, "hammer", "drqv2", 1, [0.5])
     run(run_root, "hammer", agent, 2, [0.5], **changed)
-    code, _, error = typed(main, *words(run_root))
+    code, _, error = typed(main, *overrides(run_root))
     assert code == 2
     assert said in error
     assert len(error.splitlines()) == 1
@@ -59,15 +59,15 @@ def test_a_restart_on_another_version_is_refused(typed: Command, run_root: Path)
     starts = json.loads(record.read_text())["starts"]
     starts.append(starts[0] | {"versions": {"metaworld": "3.2.0", "mujoco": "3.3.0"}})
     record.write_text(json.dumps({"starts": starts}))
-    assert "3.1.1 then 3.2.0" in typed(main, *words(run_root))[2]
+    assert "3.1.1 then 3.2.0" in typed(main, *overrides(run_root))[2]
     record.write_text("{")
-    assert "metaworld is unknown" in typed(main, *words(run_root))[2]
+    assert "metaworld is unknown" in typed(main, *overrides(run_root))[2]
 
 
 def test_one_run_in_two_places_is_refused(typed: Command, tmp_path: Path) -> None:
     for root in ("a", "b"):
         run(tmp_path / root, "hammer", "mbpo", 1, [0.5])
-    assert "are both seed 1 of mbpo on hammer" in typed(main, *words(tmp_path))[2]
+    assert "are both seed 1 of mbpo on hammer" in typed(main, *overrides(tmp_path))[2]
 
 
 # -- bad input ---------------------------------------------------------------------------------------------------------
@@ -89,7 +89,7 @@ def test_one_run_in_two_places_is_refused(typed: Command, tmp_path: Path) -> Non
 def test_a_damaged_run_is_named(typed: Command, run_root: Path, text: str, said: str) -> None:
     folder = run(run_root, "hammer", "mbpo", 1, [0.5])
     (folder / "eval.csv").write_text(text)
-    code, _, error = typed(main, *words(folder))
+    code, _, error = typed(main, *overrides(folder))
     assert code == 2
     assert said in error
     assert str(folder) in error
@@ -108,7 +108,7 @@ def test_mistakes_get_one_line(typed: Command, runs: Path) -> None:
         ("reps=1", "reps=1 is out of range"),
         ("expert=dreamerv3", "did you mean 'export'?"),
     ):
-        code, _, error = typed(main, *words(runs), word)
+        code, _, error = typed(main, *overrides(runs), word)
         assert code == 2, word
         assert said in error
         assert len(error.splitlines()) == 1
@@ -222,7 +222,7 @@ def test_others_stand_beside_ours_and_are_weighed_apart(typed: Command, runs: Pa
     assert comparison.ranked[0] == "tdmpc2 (TD-MPC2's file)"
     assert [pair[:2] for pair in comparison.improvements()] == [("mbpo", "drqv2")]
     assert comparison.ends["hammer"] == 3000  # of ours
-    code, out, error = typed(main, *words(runs), f"runs=[{runs},{path}]")
+    code, out, error = typed(main, *overrides(runs), f"runs=[{runs},{path}]")
     assert (code, error) == (0, "")
     assert "mbpo wins" in out
     page = (runs / "reports" / "latest" / "index.html").read_text()

@@ -1,4 +1,4 @@
-"""Dreams: their place in time, their pictures, their share of a batch, and how they are held against reality.
+"""Dreams: their place in time, their images, their share of a batch, and how they are held against reality.
 
 Frames are index-coded: every pixel of frame i is i, so any mix-up of time or of episodes is a wrong number.
 """
@@ -70,18 +70,18 @@ class Coder:
         return obs[:, -1, 0, 0, None].float().repeat(1, 2)
 
 
-def count_on(picture: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+def count_on(image: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
     """Frame i + 1 follows frame i; the reward names the action."""
-    return picture + 1 / 255, 10 * action[:, 0]
+    return image + 1 / 255, 10 * action[:, 0]
 
 
-def follow_action(picture: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+def follow_action(image: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
     """Twelve more than the action says follows it, whatever the frame before."""
-    return (action[:, :1, None, None] + 12).expand_as(picture) / 255, 10 * action[:, 0]
+    return (action[:, :1, None, None] + 12).expand_as(image) / 255, 10 * action[:, 0]
 
 
-def stand_still(picture: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-    return picture.clone(), action[:, 0]
+def stand_still(image: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+    return image.clone(), action[:, 0]
 
 
 def coded_episode(decisions: int, first: int = 0, step: int = 1) -> Episode:
@@ -102,10 +102,10 @@ def dreams(learner: StubWorld, agent: Any, starts: Starts) -> list[Episode]:
     return dream(learner, agent, starts, HORIZON, 7, temperature=1.0, top_k=100, generator=generator)
 
 
-# -- pictures and time -------------------------------------------------------------------------------------------------
+# -- images and time -------------------------------------------------------------------------------------------------
 
 
-def test_pictures_survive_the_way_to_float_and_back() -> None:
+def test_images_survive_the_way_to_float_and_back() -> None:
     every = torch.arange(256, dtype=torch.uint8)
     assert to_uint8(to_float(every)).equal(every)
     assert to_uint8(torch.tensor([-0.5, 0.4 / 255, 0.6 / 255, 2.0])).tolist() == [0, 0, 1, 255]
@@ -143,18 +143,18 @@ def test_a_dream_lines_up_in_a_replay_buffer(nstep: int) -> None:
 
 
 def test_the_actor_sees_the_same_numbers_of_a_real_and_of_an_imagined_copy() -> None:
-    pictures = np.random.default_rng(0).integers(0, 256, (12, 3, SIZE, SIZE), dtype=np.uint8)
-    pictures[:5] = pictures[4]  # the stack at decision 4 shows one picture: its next frame is the same again
+    images = np.random.default_rng(0).integers(0, 256, (12, 3, SIZE, SIZE), dtype=np.uint8)
+    images[:5] = images[4]  # the stack at decision 4 shows one image: its next frame is the same again
     real, imagined = buffer(), buffer()
-    real.add(Episode(pictures, np.zeros((11, 2), np.float32), np.zeros(11, np.float32), terminated=False))
-    start = torch.from_numpy(pictures[2:5])[None]  # uint8 (1, K, 3, H, W)
+    real.add(Episode(images, np.zeros((11, 2), np.float32), np.zeros(11, np.float32), terminated=False))
+    start = torch.from_numpy(images[2:5])[None]  # uint8 (1, K, 3, H, W)
     agent = Coder()
     for episode in dreams(StubWorld(stand_still), agent, Starts(start, None)):
         imagined.add(episode)
     assert len(agent.seen) == HORIZON
     for obs in (*agent.seen, *imagined.sample(20).obs[:, None]):
         assert obs.dtype == torch.uint8
-        assert obs.equal(start.flatten(1, 2)), "every picture of the dream is the real one, bit for bit"
+        assert obs.equal(start.flatten(1, 2)), "every image of the dream is the real one, bit for bit"
 
 
 # -- the share of dreams -----------------------------------------------------------------------------------------------
@@ -165,8 +165,8 @@ def loop(run_root: Path) -> Iterator[Callable[..., MBPO]]:
     """A loop of the tiny run that has not begun."""
     opened: list[tuple[Run, MBPO]] = []
 
-    def build(*words: str) -> MBPO:
-        run = Run.open(load(tiny(run_root, *words)))
+    def build(*overrides: str) -> MBPO:
+        run = Run.open(load(tiny(run_root, *overrides)))
         opened.append((run, MBPO(run)))
         return opened[-1][1]
 
@@ -192,7 +192,7 @@ def test_real_ratio_of_an_agents_batch_is_real(loop: Callable[..., MBPO], ratio:
     assert len(batch.obs) == len(batch.reward) == 8
     for field in (batch.obs[:, 0, 0, 0], batch.next_obs[:, -1, 0, 0]):
         assert sorted(field.tolist()) == [1] * real + [2] * (8 - real)
-    assert batch.reward[:, 0].equal(10 * batch.obs[:, 0, 0, 0].float()), "rewards come from the same buffer as pictures"
+    assert batch.reward[:, 0].equal(10 * batch.obs[:, 0, 0, 0].float()), "rewards come from the same buffer as images"
 
 
 def test_half_of_every_batch_of_a_run_is_imagined(run_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -260,7 +260,7 @@ def test_streams_of_random_numbers_are_apart() -> None:
 
 
 def fails(error: BaseException) -> Callable[[list[str]], None]:
-    def main(words: list[str]) -> None:
+    def main(overrides: list[str]) -> None:
         raise error
 
     return main

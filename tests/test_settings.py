@@ -99,7 +99,7 @@ def test_schedules_need_no_quotes_for_hydra() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "line"),
+    ("overrides", "line"),
     [
         (["task=coffee-posh"], "unknown task 'coffee-posh'.*coffee-push"),
         (["agent=mbop"], "unknown agent 'mbop'; did you mean 'mbpo'"),
@@ -147,9 +147,9 @@ def test_schedules_need_no_quotes_for_hydra() -> None:
         (["batch_size=${sed}"], "do not compose"),
     ],
 )
-def test_a_mistake_gets_one_line(words: list[str], line: str) -> None:
+def test_a_mistake_gets_one_line(overrides: list[str], line: str) -> None:
     with pytest.raises(UserError, match=line) as caught:
-        load(words)
+        load(overrides)
     assert "\n" not in str(caught.value)
 
 
@@ -208,10 +208,10 @@ def test_every_number_has_a_range() -> None:
 
 
 def test_a_run_from_scratch_learns_before_it_dreams() -> None:
-    words = ["preset=small", "world_model.pretrained=none"]
-    assert load([*words, "initial_model_updates=800"]).initial_model_updates == 800
-    assert load([*words, "agent=drqv2"]).agent == "drqv2"  # has no world model
-    assert load([*words, "real_ratio=1"]).real_ratio == 1  # never dreams
+    overrides = ["preset=small", "world_model.pretrained=none"]
+    assert load([*overrides, "initial_model_updates=800"]).initial_model_updates == 800
+    assert load([*overrides, "agent=drqv2"]).agent == "drqv2"  # has no world model
+    assert load([*overrides, "real_ratio=1"]).real_ratio == 1  # never dreams
 
 
 def test_settings_are_frozen_and_survive_their_own_dict() -> None:

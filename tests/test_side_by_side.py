@@ -15,7 +15,7 @@ def test_no_row_depends_on_another_rows_observation(kind: str, eval_mode: bool):
             agent = test_drqv2.cloned(test_drqv2.agent(**test_drqv2.ALL))
             seen = test_drqv2.batch(0, 3).obs
         else:
-            agent, seen = test_dreamer.make_agent(), test_dreamer.pictures(3)
+            agent, seen = test_dreamer.make_agent(), test_dreamer.images(3)
         agent.begin_episode(eval_mode)
         for image in seen:
             obs = torch.stack([image, torch.full_like(image, other)])

@@ -58,7 +58,7 @@ def studied(data, model, tmp_path, typed, monkeypatch):
     monkeypatch.setattr("mbrl.validate.CLIPS", 2)
 
     def run(name: str, *more: str):
-        words = dict(
+        overrides = dict(
             study=name, data=data, out=tmp_path / name, clips=4, samples=2, repeats=1, preset="smoke", horizon=3,
             device="cpu", threads=1, tokenizer_updates=2, transformer_updates=2, cached_clips=4,
         )  # fmt: skip
@@ -66,10 +66,10 @@ def studied(data, model, tmp_path, typed, monkeypatch):
             segment_length=5, tokenizer_span=5, sampled_future_frames=2, batch_size=2, tokenizer_batch_size=2,
             precision="fp32",
         )  # fmt: skip
-        words |= {f"learner.{key}": value for key, value in learner.items()}
+        overrides |= {f"learner.{key}": value for key, value in learner.items()}
         if name != "efficiency":
-            words["start_from"] = model
-        code, said, error = typed(study.main, *(f"{key}={value}" for key, value in words.items()), *more)
+            overrides["start_from"] = model
+        code, said, error = typed(study.main, *(f"{key}={value}" for key, value in overrides.items()), *more)
         assert (code, error) == (0, "")
         folder = tmp_path / name
         assert (folder / "study.md").read_text() in said
@@ -161,7 +161,7 @@ def test_decoupling_tells_what_comes_from_the_context(studied, model, tmp_path):
     assert rows[-1]["motion correlation"] is None  # it never changes
     assert "| - |" in (folder / "study.md").read_text()
     assert len({row["psnr"] for row in rows}) == 4
-    # Without cross-attention a model of whole pictures decodes alike whatever the context.
+    # Without cross-attention a model of whole images decodes alike whatever the context.
     deaf = IVideoGPT.from_pretrained(model)
     for block in deaf.tokenizer.cond_decoder.cross_att_blocks:
         torch.nn.init.zeros_(block.att.out_proj.weight)
@@ -185,7 +185,7 @@ def test_a_study_goes_on_where_it_was_cut_off(studied, monkeypatch):
 
 
 def test_errors_are_one_line(data, tmp_path, typed):
-    for words, said in (
+    for overrides, said in (
         (["study=scalling"], "did you mean 'scaling'"),
         (["transformer_update=3"], "did you mean 'transformer_updates'"),
         (["study=scaling", "transformers=[huge]"], "transformer=huge: there is none of this name"),
@@ -197,7 +197,7 @@ def test_errors_are_one_line(data, tmp_path, typed):
         (["study=efficiency", "tokenizer_updates=50"], "after learner.quantize_after=100 updates and has 50"),
     ):
         given = dict(data=data, out=tmp_path, device="cpu", horizon=3) | {"learner.tokenizer_span": 5}
-        given |= {"learner.segment_length": 5} | dict(word.split("=") for word in words)
+        given |= {"learner.segment_length": 5} | dict(word.split("=") for word in overrides)
         code, _, error = typed(study.main, *(f"{key}={value}" for key, value in given.items()))
         assert code == 2
         assert said in error

@@ -20,8 +20,8 @@ from mbrl.sweep.sweep import LocalProcess, main, work_off
 COMMON = ("preset=smoke", "device=cpu")
 
 
-def folders(*words: str) -> list[str]:
-    return ["/".join(run.folder.parts[1:]) for run in plan([*COMMON, *words])[1]]
+def folders(*overrides: str) -> list[str]:
+    return ["/".join(run.folder.parts[1:]) for run in plan([*COMMON, *overrides])[1]]
 
 
 # -- the plan ----------------------------------------------------------------------------------------------------------
@@ -36,9 +36,9 @@ def test_lists_are_multiplied_seed_by_seed() -> None:
 
 
 def test_every_run_gets_all_other_words() -> None:
-    words = ["task=hammer", "seed=1-2", *COMMON, "drqv2.stddev_schedule=linear(1.0,0.1,500)", "variant="]
-    _, [run, _] = plan(words)
-    assert run.words == ("seed=1", "task=hammer", *words[2:])
+    overrides = ["task=hammer", "seed=1-2", *COMMON, "drqv2.stddev_schedule=linear(1.0,0.1,500)", "variant="]
+    _, [run, _] = plan(overrides)
+    assert run.overrides == ("seed=1", "task=hammer", *overrides[2:])
     assert run.settings.drqv2.stddev_schedule == "linear(1.0,0.1,500)"
 
 
@@ -89,8 +89,8 @@ def standing_in(monkeypatch: pytest.MonkeyPatch, run_root: Path) -> Path:
     return run_root / "hammer" / "mbpo" / "1"
 
 
-def planned(root: Path, *words: str) -> list[PlannedRun]:
-    return plan([*COMMON, f"run_root={root}", "task=hammer", "seed=1-3", *words])[1]
+def planned(root: Path, *overrides: str) -> list[PlannedRun]:
+    return plan([*COMMON, f"run_root={root}", "task=hammer", "seed=1-3", *overrides])[1]
 
 
 def test_one_that_dies_hurts_no_other(standing_in: Path, typed: Command) -> None:
@@ -164,21 +164,21 @@ def test_the_bar_reads_the_run_folders(standing_in: Path) -> None:
 
 def test_a_sweep_with_a_failing_run_and_again(typed: Command, run_root: Path) -> None:
     """Seed 3 cannot start, because its folder is in use. The same command then runs it alone."""
-    words = tiny(run_root, "agent=drqv2", "seed=1-3", "num_train_frames=80", "jobs=2")
+    overrides = tiny(run_root, "agent=drqv2", "seed=1-3", "num_train_frames=80", "jobs=2")
     folder = run_root / "toy" / "reach" / "drqv2"
     (folder / "3").mkdir(parents=True)
     with lock_folder(folder / "3"):
-        code, out, error = typed(main, *words)
+        code, out, error = typed(main, *overrides)
     assert (code, out) == (2, "")
     assert error.startswith(f"error: 1 of 3 runs failed: {folder / '3'};")
     assert f"error: another process is training in {folder / '3'}" in (folder / "3" / "sweep.log").read_text()
     before = {path: path.stat().st_mtime_ns for seed in "12" for path in (folder / seed).rglob("*")}
-    code, out, error = typed(main, *words)
+    code, out, error = typed(main, *overrides)
     assert (code, error) == (0, "")
     assert out.startswith("all 3 runs are finished")
     assert {path: path.stat().st_mtime_ns for seed in "12" for path in (folder / seed).rglob("*")} == before
     assert all((folder / seed / "eval.csv").read_text().splitlines()[-1].startswith("80,") for seed in "123")
-    assert typed(main, *words)[1].startswith("all 3 runs are finished")
+    assert typed(main, *overrides)[1].startswith("all 3 runs are finished")
 
 
 # -- Slurm -------------------------------------------------------------------------------------------------------------
@@ -201,8 +201,8 @@ def test_the_slurm_path_on_one_machine(standing_in: Path, project_root: Path) ->
     root = standing_in.parents[2]
     for seed, code in ((1, "print('fine')"), (2, "raise SystemExit('error: broken')")):
         (standing_in.parent / str(seed) / "code.py").write_text(code)
-    words = [*COMMON, f"run_root={root}", "task=hammer", "launcher=submitit", "gpus=0", "seed=1-2"]
-    line = [sys.executable, "-c", STAND_IN, *words]
+    overrides = [*COMMON, f"run_root={root}", "task=hammer", "launcher=submitit", "gpus=0", "seed=1-2"]
+    line = [sys.executable, "-c", STAND_IN, *overrides]
     done = subprocess.run(line, cwd=project_root, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
     assert "1 of 2 runs failed" in done.stderr
@@ -230,8 +230,8 @@ def test_the_batch_script(run_root: Path, tmp_path: Path, monkeypatch: pytest.Mo
     assert asks["mem"] == "32GB"
     assert "submitit.core._submit" in script
     # On the login node there is no GPU; the runs still know that they will have one, and their share of the threads.
-    words = ("seed=1", "task=hammer", f"run_root={run_root}", "device=cuda", "preset=paper", "threads=4")
-    assert runs[0].words == words
+    overrides = ("seed=1", "task=hammer", f"run_root={run_root}", "device=cuda", "preset=paper", "threads=4")
+    assert runs[0].overrides == overrides
     assert slurm.Train(("true",), run_root / "log").checkpoint().function == slurm.Train(("true",), run_root / "log")
 
 
@@ -239,13 +239,13 @@ def test_without_slurm_or_submitit_one_line_says_so(
     typed: Command, run_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(run_root))
-    words = [f"run_root={run_root}", "launcher=slurm"]
-    code, _, error = typed(main, *words)
+    overrides = [f"run_root={run_root}", "launcher=slurm"]
+    code, _, error = typed(main, *overrides)
     assert (code, error) == (
         2,
         "error: launcher=slurm: there is no Slurm here; type it where `srun` is, or launcher=local",
     )
     monkeypatch.setitem(sys.modules, "submitit", None)
-    code, _, error = typed(main, *words)
+    code, _, error = typed(main, *overrides)
     assert code == 2
     assert "pip install submitit" in error

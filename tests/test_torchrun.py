@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_pretrain import final_weights, moving_square, words
+from test_pretrain import final_weights, moving_square, overrides
 from together import Steady, free_port, pretrain_together, together
 from torch.multiprocessing.spawn import ProcessExitedException
 
@@ -53,9 +53,9 @@ def test_two_processes_of_torchrun_equal_one(project_root, data, tmp_path, monke
     keys = [*KEYS, f"stage={stage}", f"learner.quantize_after={quantize_after}"]
     monkeypatch.setattr(pretrain, "LOG_UPDATES", 1)
     monkeypatch.setattr(pretrain, "WorldModelLearner", Steady)
-    pretrain.main(words(data, tmp_path / "one", *keys))
+    pretrain.main(overrides(data, tmp_path / "one", *keys))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    line = [*torchrun, project_root / "tests/pretrain_logged.py", *words(data, tmp_path / "two", *keys)]
+    line = [*torchrun, project_root / "tests/pretrain_logged.py", *overrides(data, tmp_path / "two", *keys)]
     env = os.environ | {"PYTHONPATH": str(project_root)}
     done = subprocess.run(line, cwd=project_root, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -79,7 +79,7 @@ def test_two_processes_that_were_killed_continue_bit_for_bit(data, tmp_path):
     keys = [*KEYS, "sharded=true", "learner.embed_codes=false", "tokenizer_updates=3", "transformer_updates=3"]
 
     def run(name, stop):
-        together(pretrain_together, free_port(), words(data, tmp_path / name, *keys), stop)
+        together(pretrain_together, free_port(), overrides(data, tmp_path / name, *keys), stop)
 
     run("whole", 0)
     with pytest.raises(ProcessExitedException):

@@ -117,7 +117,7 @@ DEMONSTRATED = (
 )
 
 
-def cut(run_root: Path, frame: int, *words: str) -> None:
+def cut(run_root: Path, frame: int, *overrides: str) -> None:
     """Train until `frame`."""
     act = Session.act
 
@@ -129,7 +129,7 @@ def cut(run_root: Path, frame: int, *words: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Session, "act", until)
         with pytest.raises(KeyboardInterrupt):
-            train(run_root, *words)
+            train(run_root, *overrides)
 
 
 @pytest.fixture(scope="module")
@@ -156,8 +156,8 @@ def test_evaluating_often_changes_nothing_of_it(demonstrated: Path, run_root: Pa
 
 
 def test_a_run_with_every_use_of_demonstrations_is_evaluated(typed: Command, demonstrated: Path) -> None:
-    words = ("task=toy/reach", "agent=drqv2", f"run_root={demonstrated.parents[3]}", "num_eval_episodes=1")
-    code, out, _ = typed(evaluate.evaluate, *words)
+    overrides = ("task=toy/reach", "agent=drqv2", f"run_root={demonstrated.parents[3]}", "num_eval_episodes=1")
+    code, out, _ = typed(evaluate.evaluate, *overrides)
     assert (code, "at frame 160: success rate" in out) == (0, True)
     logged = [json.loads(line) for line in (demonstrated / "metrics.jsonl").read_text().splitlines()]
     assert next(line for line in logged if "agent/bc_loss" in line)["frame"] == 0, "cloning is logged"
@@ -165,10 +165,10 @@ def test_a_run_with_every_use_of_demonstrations_is_evaluated(typed: Command, dem
 
 def test_the_seed_policy_is_the_clone_with_its_own_noise(run_root: Path) -> None:
     """Without noise the first episode is what the cloned policy plays; noise makes it another."""
-    words = ("agent=drqv2", "drqv2.bc_updates=3", "seed_policy=bc", "num_train_frames=60")
+    overrides = ("agent=drqv2", "drqv2.bc_updates=3", "seed_policy=bc", "num_train_frames=60")
     played = []
     for name, stddev in (("plain", 0.0), ("noisy", 0.1), ("again", 0.0)):
-        folder = train(run_root / name, *words, f"seed_stddev={stddev}")
+        folder = train(run_root / name, *overrides, f"seed_stddev={stddev}")
         played.append(np.load(folder / "replay" / "000002.npz")["actions"])
     assert np.array_equal(played[0], played[2])
     assert 0 < np.abs(played[1][0] - played[0][0]).max() < 0.6, "the first action is of the same observation"
@@ -200,8 +200,8 @@ def test_the_share_is_drawn_in_the_loop(run_root: Path, monkeypatch: pytest.Monk
         return sample(self, batch_size)
 
     monkeypatch.setattr(ReplayBuffer, "sample", noted)
-    words = ("agent=drqv2", "drqv2.bc_schedule=0", "num_train_frames=60", "batch_size=4", "demonstration_share=0.25")
-    train(run_root, *words)
+    sizes = ("num_train_frames=60", "batch_size=4", "demonstration_share=0.25")
+    train(run_root, "agent=drqv2", "drqv2.bc_schedule=0", *sizes)
     assert drawn == [(2 + 2, 3), (2, 1)] * 5, "two demonstrations, two episodes played; half an update a decision"
 
 
@@ -211,7 +211,7 @@ def coded(count: int, reward: float) -> TransitionBatch:
 
 
 @pytest.mark.parametrize(
-    ("words", "line"),
+    ("overrides", "line"),
     [
         (("seed_policy=bc",), "seed_policy=bc needs a cloned policy: set drqv2.bc_updates above 0"),
         (("agent=dreamerv3", "seed_policy=bc", "drqv2.bc_updates=3"), "with agent=drqv2 or agent=mbpo"),
@@ -225,9 +225,9 @@ def coded(count: int, reward: float) -> TransitionBatch:
     ],
 )
 def test_what_demonstrations_cannot_be_used_for(
-    typed: Command, run_root: Path, words: tuple[str, ...], line: str
+    typed: Command, run_root: Path, overrides: tuple[str, ...], line: str
 ) -> None:
-    code, _, error = typed(main, *tiny(run_root, "agent=drqv2", *words))
+    code, _, error = typed(main, *tiny(run_root, "agent=drqv2", *overrides))
     assert code == 2
     assert line in error
     assert "\n" not in error
@@ -252,8 +252,8 @@ def test_evaluate_plays_the_newest_checkpoint_and_changes_nothing(shell: Shell, 
 
 
 def test_evaluate_is_the_same_every_time(typed: Command, finished: Path) -> None:
-    words = ("task=toy/reach", f"run_root={finished.parents[3]}")
-    first, second = typed(evaluate.evaluate, *words), typed(evaluate.evaluate, *words)
+    overrides = ("task=toy/reach", f"run_root={finished.parents[3]}")
+    first, second = typed(evaluate.evaluate, *overrides), typed(evaluate.evaluate, *overrides)
     assert first == second
     assert first[0] == 0
 
@@ -279,16 +279,16 @@ def test_there_is_no_such_run(typed: Command, run_root: Path, main: Callable[[li
 def test_resume_continues_with_the_config_of_the_start(
     shell: Shell, typed: Command, stopped: tuple[Path, list[str]], finished: Path
 ) -> None:
-    """None of the words of the start is typed again, and the end is that of a run in one go."""
+    """None of the overrides of the start is typed again, and the end is that of a run in one go."""
     folder, _ = stopped
-    words = ("task=toy/reach", f"run_root={folder.parents[3]}")
-    done = shell("resume", *words)
+    overrides = ("task=toy/reach", f"run_root={folder.parents[3]}")
+    done = shell("resume", *overrides)
     assert done.returncode == 0, done.stderr
     starts = json.loads((folder / "git.json").read_text())["starts"]
     assert [start["frame"] for start in starts] == [0, 80]
     assert different(folder, finished) == []
     assert not list((folder / "videos").iterdir()), "video=false was chosen at the start"
-    code, out, _ = typed(resume.main, *words)
+    code, out, _ = typed(resume.main, *overrides)
     assert (code, "is finished" in out) == (0, True)
 
 

@@ -1,4 +1,4 @@
-"""GIFs: real bytes, the right pictures, and numbers that can be read."""
+"""GIFs: real bytes, the right images, and numbers that can be read."""
 
 import io
 from pathlib import Path

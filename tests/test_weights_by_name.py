@@ -92,11 +92,11 @@ def test_codebooks_of_a_model_that_starts_at_random() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "moves"),
+    ("overrides", "moves"),
     [([], False), (["freeze_codebooks=true"], False), (["freeze_codebooks=false"], True)],
 )
-def test_small_starts_with_fixed_codebooks(words: list[str], moves: bool) -> None:
+def test_small_starts_with_fixed_codebooks(overrides: list[str], moves: bool) -> None:
     """Typing what is the default anyway is not refused because of keys that belong to another start."""
-    settings = load(["preset=small", "device=cpu", *(f"world_model.learner.{word}" for word in words)])
+    settings = load(["preset=small", "device=cpu", *(f"world_model.learner.{word}" for word in overrides)])
     world = make_world(settings, 4, torch.device("cpu"))
     assert world.model.tokenizer.quantize.embedding.weight.requires_grad is moves

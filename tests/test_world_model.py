@@ -14,7 +14,7 @@ from world_model.ivideogpt.blocks import Upsample
 from world_model.ivideogpt.learner import WorldModelLearner
 from world_model.ivideogpt.quantizer import VectorQuantizer
 from world_model.ivideogpt.rollout import sample
-from world_model.ivideogpt.transformer import FewRows
+from world_model.ivideogpt.transformer import PackedLinear
 from world_model.metrics import copied_share, correlation, moving_errors, psnr
 from world_model.precision import autocast_dtype
 
@@ -91,7 +91,7 @@ def test_cached_dreams_equal_uncached_ones(context_length, blend):
 def test_the_product_of_a_few_rows(precision):
     weight, x = torch.randn(48, 32), torch.randn(3, 2, 32)
     with torch.autocast("cpu", precision, enabled=precision != torch.float32):
-        product = FewRows(weight, rows=6)
+        product = PackedLinear(weight, rows=6)
         for rows in (x, x[:1], x.repeat(2, 1, 1)):  # as many as announced, fewer, more
             expected = torch.nn.functional.linear(rows, weight)
             assert product(rows).dtype == expected.dtype == precision
@@ -318,7 +318,7 @@ def test_precision_names():
 # -- metrics ---------------------------------------------------------------------------------------------------------
 
 
-def test_metrics_on_hand_made_pictures():
+def test_metrics_on_hand_made_images():
     last = torch.zeros(1, 3, 4, 4)
     true = torch.zeros(1, 2, 3, 4, 4)
     true[:, :, :, 0, 0] = 1.0  # one pixel moves

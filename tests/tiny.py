@@ -43,23 +43,23 @@ Command = Callable[..., tuple[int, str, str]]
 WEIGHTS = ("agent.safetensors", "world_model.safetensors")
 
 
-def tiny(run_root: Path, *words: str) -> list[str]:
-    """The words of a tiny run; later ones win."""
-    merged = dict(word.split("=", 1) for word in (*TINY, f"run_root={run_root}", *words))
+def tiny(run_root: Path, *overrides: str) -> list[str]:
+    """The overrides of a tiny run; later ones win."""
+    merged = dict(word.split("=", 1) for word in (*TINY, f"run_root={run_root}", *overrides))
     return [f"{key}={value}" for key, value in merged.items()]
 
 
-def train(run_root: Path, *words: str) -> Path:
+def train(run_root: Path, *overrides: str) -> Path:
     """Train in this process; returns the run folder."""
     from mbrl.train import main  # here, because conftest.py sets the threads first
 
-    main(tiny(run_root, *words))
+    main(tiny(run_root, *overrides))
     [lock] = run_root.glob("**/.lock")
     return lock.parent
 
 
 def copy_of(folder: Path, run_root: Path) -> tuple[Path, list[str]]:
-    """A copy of a run under another root, and the words that continue it."""
+    """A copy of a run under another root, and the overrides that continue it."""
     copy = run_root / folder.relative_to(folder.parents[3])
     shutil.copytree(folder, copy)
     return copy, tiny(run_root)

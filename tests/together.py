@@ -29,7 +29,7 @@ def free_port() -> int:
         return int(chosen.getsockname()[1])
 
 
-def pretrain_together(rank: int, port: int, words: list[str], stop: int) -> None:
+def pretrain_together(rank: int, port: int, overrides: list[str], stop: int) -> None:
     """One process of a pre-training, with what torchrun tells it; killed in the update `stop` if that is not 0."""
     torch.set_num_threads(1)
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": PROCESSES, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
@@ -44,7 +44,7 @@ def pretrain_together(rank: int, port: int, words: list[str], stop: int) -> None
         return update(*given)
 
     WorldModelLearner.update = killed  # type: ignore[method-assign]
-    pretrain.main(words)
+    pretrain.main(overrides)
 
 
 def without_dropout(model: IVideoGPT) -> IVideoGPT:

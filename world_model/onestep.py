@@ -34,7 +34,7 @@ from world_model.metrics import moved, moving_errors
 from world_model.precision import autocast_dtype
 
 KIND = "onestep"  # in config.json
-UNCHANGED = -2.0  # logit of the gate of a network that knows nothing
+INIT_GATE_LOGIT = -2.0  # logit of the gate of a network that knows nothing
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class OneStep(nn.Module):
         self.out = nn.Conv2d(w, 4 * 4, 3, padding=1)
         nn.init.zeros_(self.out.weight)
         with torch.no_grad():
-            cast(Tensor, self.out.bias).copy_(torch.tensor([0.5, 0.5, 0.5, UNCHANGED]).repeat_interleave(4))
+            cast(Tensor, self.out.bias).copy_(torch.tensor([0.5, 0.5, 0.5, INIT_GATE_LOGIT]).repeat_interleave(4))
         self.read = nn.LazyLinear(8 * w)
         self.heads = nn.ModuleDict({name: HEADS[name](8 * w) for name in heads})
 

@@ -1,7 +1,7 @@
 """DreamerV3: an actor-critic that learns in the latent imagination of a recurrent world model.
 
 Hafner, Pasukonis, Ba, Lillicrap: "Mastering Diverse Control Tasks through World Models" (Nature 2025, arXiv
-2301.04104), for pictures and continuous actions. What it computes equals the official code (danijar/dreamerv3 at
+2301.04104), for images and continuous actions. What it computes equals the official code (danijar/dreamerv3 at
 e3f0224) to within rounding; `tests/test_dreamer_golden.py` holds every loss and a whole update against it. Ours:
 evaluation acts with the actor's mean, where the official code samples.
 
@@ -48,7 +48,7 @@ class DreamerV3:
     """The agent (see the module's docstring).
 
     Args:
-        obs_shape: (C, H, W) of the stacked uint8 pictures; the last three channels are the newest frame.
+        obs_shape: (C, H, W) of the stacked uint8 images; the last three channels are the newest frame.
         action_dim: A.
         config: the settings.
         device: where the networks live.
@@ -72,7 +72,7 @@ class DreamerV3:
         weights_seed, noise_seed, evaluation_seed = substreams(seed, 3)
         # Drawn on the CPU, so that a seed means the same weights on every device.
         generator = torch.Generator().manual_seed(weights_seed)
-        for network in (self.model.encoder, self.model.rssm, self.model.decoder, self.model.goes_on):
+        for network in (self.model.encoder, self.model.rssm, self.model.decoder, self.model.continue_head):
             initialise(network, generator)
         for head, outscale in (
             (self.model.reward, 0.0),
@@ -117,7 +117,7 @@ class DreamerV3:
     @torch.no_grad()
     def act(self, obs: Tensor, decision: int, eval_mode: bool) -> Tensor:
         """Actions float32 (B, A) in [-1, 1] for obs uint8 (B, C, H, W), next in B episodes; the mean in evaluation."""
-        assert obs.dtype == torch.uint8, f"obs must be uint8 pictures, not {obs.dtype}"
+        assert obs.dtype == torch.uint8, f"obs must be uint8 images, not {obs.dtype}"
         assert obs.shape[1:] == self.obs_shape, f"obs {tuple(obs.shape)} are not (B, *{self.obs_shape})"
         noise = self._evaluation_noise if eval_mode else self.noise
         frames, batch = obs[:, None, -FRAME_CHANNELS:].to(self.device), len(obs)
@@ -142,7 +142,7 @@ class DreamerV3:
         """Goes on from K frames uint8 (B, K, 3, H, W) under actions (B, K - 1 + L, A), the first K - 1 of them between.
 
         Returns:
-            Pictures (B, L, 3, H, W) in (0, 1) and rewards (B, L), each earned on arriving there.
+            Images (B, L, 3, H, W) in (0, 1) and rewards (B, L), each earned on arriving there.
         """
         noise, weights, known = self._noise(seed), self.model.rssm.prepare(), frames.shape[1]
         states = self._see(frames, actions[:, : known - 1], noise)
@@ -203,7 +203,7 @@ class DreamerV3:
         return metrics
 
     def loss(self, batch: StreamBatch, start: State, noise: Noise) -> tuple[Tensor, State, dict[str, Tensor]]:
-        """The weighted sum of all losses, the states (B, T, ...) behind them, and scalars to look at."""
+        """The weighted sum of all losses, the states (B, T, ...) behind them, and metrics to log."""
         c = self.config
         with self._autocast():
             losses, states, metrics = self.model.loss(batch, start, noise)
@@ -213,7 +213,7 @@ class DreamerV3:
             flat = State(first.deter.flatten(0, 1), first.stoch.flatten(0, 1))  # (B T, ...)
             features, actions = self.model.imagine(flat, self.behaviour.actor, noise)
             rewards = self.model.reward.mean(self.model.reward(features))
-            continues = torch.sigmoid(self.model.goes_on(features))
+            continues = torch.sigmoid(self.model.continue_head(features))
         with self._autocast():
             imagined, returns, more = self.behaviour.imagined_loss(features, actions, rewards, continues)
             losses["replay_value"] = self.behaviour.replay_loss(

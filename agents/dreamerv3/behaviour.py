@@ -62,7 +62,7 @@ class Behaviour(nn.Module):
             continues: probability that the episode goes on times the discount, (N, H + 1).
 
         Returns:
-            Losses (N, H) by name, not weighted; returns (N, H); scalars to look at.
+            Losses (N, H) by name, not weighted; returns (N, H); metrics to log.
         """
         c = self.config
         logits = self.critic(features)

@@ -21,7 +21,7 @@ HEAD_LAYERS = 1
 
 
 class WorldModel(nn.Module):
-    """Encoder, recurrent state-space model, and decoder of pictures, rewards and continuation."""
+    """Encoder, recurrent state-space model, and decoder of images, rewards and continuation."""
 
     def __init__(self, frame_shape: tuple[int, int, int], action_dim: int, config: DreamerV3Config) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class WorldModel(nn.Module):
         self.rssm = RSSM(size, action_dim, self.encoder.size, config.unimix)
         self.decoder = Decoder(frame_shape, size.depth, size.deter, latents, size.units, size.blocks)
         self.reward = TwoHotHead(self.state_size, size.units, HEAD_LAYERS, config.bins)
-        self.goes_on = ContinueHead(self.state_size, size.units, HEAD_LAYERS)
+        self.continue_head = ContinueHead(self.state_size, size.units, HEAD_LAYERS)
 
     def loss(
         self, batch: StreamBatch, start: State, noise: Noise
@@ -41,18 +41,18 @@ class WorldModel(nn.Module):
         """Learns from all steps of a batch but the first, whose state is `start` (B, ...).
 
         Returns:
-            Losses (B, T) by name, not weighted; the states (B, T, ...); scalars to look at.
+            Losses (B, T) by name, not weighted; the states (B, T, ...); metrics to log.
         """
         frames, is_first = batch.frames[:, 1:], batch.is_first[:, 1:]
         states, posterior = self.rssm.observe(start, self.encoder(frames), batch.actions[:, :-1], is_first, noise)
         prior = self.rssm.prior(states.deter)
         features = states.features
-        picture = self.decoder(states.deter, states.stoch)
-        goes_on = (~batch.is_terminal[:, 1:]).float() * (1 - 1 / self.config.horizon)
+        image = self.decoder(states.deter, states.stoch)
+        continue_head = (~batch.is_terminal[:, 1:]).float() * (1 - 1 / self.config.horizon)
         losses = {
-            "reconstruction": (picture - frames.float() / 255).square().sum((-3, -2, -1)),
+            "reconstruction": (image - frames.float() / 255).square().sum((-3, -2, -1)),
             "reward": self.reward.loss(self.reward(features), batch.rewards[:, :-1]),
-            "continue": binary_loss(self.goes_on(features), goes_on),
+            "continue": binary_loss(self.continue_head(features), continue_head),
             "dynamics": kl_divergence(posterior.detach(), prior).clamp(min=self.config.free_nats),
             "representation": kl_divergence(posterior, prior.detach()).clamp(min=self.config.free_nats),
         }

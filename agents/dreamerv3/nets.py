@@ -1,10 +1,10 @@
-"""The layers of DreamerV3: dense and block-diagonal layers, the picture's encoder and decoder.
+"""The layers of DreamerV3: dense and block-diagonal layers, the image's encoder and decoder.
 
 Hafner et al., "Mastering Diverse Control Tasks through World Models" (Nature 2025, arXiv 2301.04104); initialisation,
 order of operations and constants as in the official code (danijar/dreamerv3 at e3f0224, `embodied/jax/nets.py` and
 `dreamerv3/rssm.py`). Every layer is linear, then RMS norm, then SiLU.
 
-Letters: N any leading dimensions, B rows, C H W picture, G blocks, I O units in and out of a block.
+Letters: N any leading dimensions, B rows, C H W image, G blocks, I O units in and out of a block.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 NORM_EPS = 1e-4
 KERNEL = 5
 MULTIPLIERS = (2, 3, 4, 4)  # channels of the encoder's convolutions, times `depth`
-SMALLEST_MAP = 3  # pixels; what is left of a picture behind them must be at least so wide
+SMALLEST_MAP = 3  # pixels; what is left of an image behind them must be at least so wide
 
 
 class _NormSiLU(torch.autograd.Function):
@@ -125,7 +125,7 @@ class UpConv(nn.Module):
     def __init__(self, channels: int, outputs: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, outputs, KERNEL)  # holds the 5x5 kernel
-        folded = torch.zeros(2, 3, KERNEL)  # even or odd place, tap on the small picture, tap on the doubled one
+        folded = torch.zeros(2, 3, KERNEL)  # even or odd place, tap on the small image, tap on the doubled one
         for parity in range(2):
             for tap in range(KERNEL):
                 folded[parity, (parity + tap - KERNEL // 2) // 2 + 1, tap] = 1
@@ -141,7 +141,7 @@ class UpConv(nn.Module):
 
 
 class Decoder(nn.Module):
-    """State -> picture (*N, 3, H, W) in (0, 1). The recurrent part enters block by block, the latents densely."""
+    """State -> image (*N, 3, H, W) in (0, 1). The recurrent part enters block by block, the latents densely."""
 
     def __init__(
         self, frame_shape: tuple[int, int, int], depth: int, deter: int, latents: int, units: int, blocks: int
@@ -173,16 +173,16 @@ class Decoder(nn.Module):
 
 
 def stages(frame_shape: tuple[int, int, int], depth: int) -> tuple[int, int, list[int]]:
-    """Channels of the picture, width of the smallest map, and channels of each convolution of an encoder.
+    """Channels of the image, width of the smallest map, and channels of each convolution of an encoder.
 
-    Raises ValueError for a picture that cannot be halved so often.
+    Raises ValueError for an image that cannot be halved so often.
     """
     channels, height, width = frame_shape
     count = len(MULTIPLIERS) if height >= 64 else len(MULTIPLIERS) - 1
     smallest = height // 2**count
     if height != width or height % 2**count or smallest < SMALLEST_MAP:
         fitting = "a multiple of 8 from 24 on, of 16 from 64 on"
-        raise ValueError(f"pictures of {height}x{width} pixels do not fit: their side must be {fitting}")
+        raise ValueError(f"images of {height}x{width} pixels do not fit: their side must be {fitting}")
     return channels, smallest, [depth * multiplier for multiplier in MULTIPLIERS[:count]]
 
 

@@ -46,7 +46,7 @@ class Dreams:
     """A rollout under given actions."""
 
     def __init__(self, spec: dict[str, Any]) -> None:
-        self.settings, self.given = load(spec["words"]), spec["given"]
+        self.settings, self.given = load(spec["overrides"]), spec["given"]
         self.world = world_of(spec, self.settings)
         data = {name: value.to(spec["device"]) for name, value in read(spec, "dream").items()}
         self.stack, self.actions, self.forced = data["stack"], data["actions"], data["forced"]
@@ -94,7 +94,7 @@ class Update:
     names: dict[str, str] = {}  # as compared -> as in our metrics
 
     def __init__(self, spec: dict[str, Any]) -> None:
-        settings = load(spec["words"])
+        settings = load(spec["overrides"])
         self.world = world_of(spec, settings)
         data = read(spec, "clips")
         self.segments = Clips(data["frames"], data["actions"], data["rewards"])
@@ -131,7 +131,7 @@ class TransformerUpdate(Update):
 
 class AgentUpdate:
     def __init__(self, spec: dict[str, Any]) -> None:
-        config, data = load(spec["words"]).drqv2, read(spec, "agent")
+        config, data = load(spec["overrides"]).drqv2, read(spec, "agent")
         config = dataclasses.replace(config, precision=spec["precision"])
         self.batch = TransitionBatch(*(data[f"batch.{name}"] for name in TransitionBatch._fields))
         shape = self.batch.obs.shape
@@ -159,7 +159,7 @@ class DreamerUpdate:
 
     def __init__(self, spec: dict[str, Any]) -> None:
         use_cores(spec["threads"])
-        settings = load(spec["words"])
+        settings = load(spec["overrides"])
         c, side = settings.dreamerv3, settings.image_size
         env = envs.make(settings.task, **environment_keywords(settings))
         (action_dim,) = env.action_space.shape
@@ -188,7 +188,7 @@ class Replay:
     """Sampling from the episodes of the inputs."""
 
     def __init__(self, spec: dict[str, Any]) -> None:
-        s = load(spec["words"])
+        s = load(spec["overrides"])
         files = sorted((Path(spec["folder"]) / "episodes").glob("*.npz"))
         episodes = []
         for file in files:
@@ -225,23 +225,23 @@ class Decisions:
     quality: str
 
     def run(self) -> tuple[np.ndarray, float]:
-        """One decision: the stack of pictures, and what was earned."""
+        """One decision: the stack of images, and what was earned."""
         raise NotImplementedError
 
     def outputs(self) -> dict[str, Tensor]:
-        """Rewards; and the last stack where the pictures are meant to be the same."""
+        """Rewards; and the last stack where the images are meant to be the same."""
         steps = [self.run() for _ in range(len(self.actions))]
         outputs = {"rewards": torch.tensor([reward for _, reward in steps])}
         if self.quality == "paper":
-            outputs["pictures"] = torch.from_numpy(steps[-1][0])
+            outputs["images"] = torch.from_numpy(steps[-1][0])
         return outputs
 
 
 class Environment(Decisions):
-    """A decision of the environment with its picture."""
+    """A decision of the environment with its image."""
 
     def __init__(self, spec: dict[str, Any]) -> None:
-        settings = load([*spec["words"], f"render_quality={spec['quality']}"])
+        settings = load([*spec["overrides"], f"render_quality={spec['quality']}"])
         self.env = envs.make(settings.task, **environment_keywords(settings))
         self.quality, self.actions, self.step = spec["quality"], read(spec, "actions")["actions"].numpy(), 0
         self.env.reset(seed=0)

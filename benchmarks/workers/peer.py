@@ -57,8 +57,8 @@ def official(checkout: Path, module: str) -> Any:
 
 
 class NoLPIPS(nn.Module):
-    def forward(self, pictures: Tensor, others: Tensor, weight: Any = None) -> Tensor:
-        return pictures.new_zeros(len(pictures))
+    def forward(self, images: Tensor, others: Tensor, weight: Any = None) -> Tensor:
+        return images.new_zeros(len(images))
 
 
 def predictor_of(checkout: Path, spec: dict[str, Any]) -> Any:

@@ -1,7 +1,7 @@
 """Meta-world 3.1.1 as it is shipped, seen as the official wrapper sees it: python -m benchmarks.workers.shipped.
 
 The official wrapper itself needs a Meta-world that no longer installs. It takes two steps under one action, draws the
-corner camera at the observation's size in the simulator's own quality, turns the picture upright and stacks three.
+corner camera at the observation's size in the simulator's own quality, turns the image upright and stacks three.
 """
 
 from collections import deque
@@ -18,7 +18,7 @@ from mbrl.experiment.settings import load
 
 class Shipped(Decisions):
     def __init__(self, spec: dict[str, Any]) -> None:
-        self.settings = s = load(spec["words"])
+        self.settings = s = load(spec["overrides"])
         choose_backend()
         from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 
@@ -44,10 +44,10 @@ class Shipped(Decisions):
         self.env.reset()
         self.env.step(np.zeros(4, np.float32))
         for _ in range(self.settings.frame_stack):
-            self.frames.append(self.picture())
+            self.frames.append(self.image())
         self.left = 200 // self.settings.action_repeat
 
-    def picture(self) -> np.ndarray:
+    def image(self) -> np.ndarray:
         return self.env.render()[::-1].transpose(2, 0, 1).copy()
 
     def run(self) -> tuple[np.ndarray, float]:
@@ -59,7 +59,7 @@ class Shipped(Decisions):
             _, reward, _, _, info = self.env.step(action)
             earned += reward
             success |= bool(info["success"])
-        self.frames.append(self.picture())
+        self.frames.append(self.image())
         self.step += 1
         self.left -= 1
         return np.concatenate(self.frames), earned + self.settings.success_bonus * success

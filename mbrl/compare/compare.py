@@ -107,12 +107,12 @@ def score_name(comparison: Comparison) -> str:
     return "success rate" if by_success == {True} else "score"
 
 
-def main(words: list[str]) -> None:
-    settings = load_plain(CompareSettings, "compare", words)
+def main(overrides: list[str]) -> None:
+    settings = load_plain(CompareSettings, "compare", overrides)
     notes: list[str] = []
     curves = read(settings, notes.append)
     comparison = compare(curves, notes.append, settings.frames, settings.reps)
-    made_by = shlex.join(["python", "-m", "mbrl.compare", *words])
+    made_by = shlex.join(["python", "-m", "mbrl.compare", *overrides])
     folder = write(comparison, notes, settings, made_by)
     for note in notes:
         print(f"note: {note}")

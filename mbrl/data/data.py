@@ -41,7 +41,7 @@ class DataSettings:
     path: str
     name: str
     mixture: str
-    picture_key: str | None
+    image_key: str | None
     crop: Literal["none", "center"]
     step: Positive | None
     actions: bool
@@ -97,7 +97,7 @@ def open_source(settings: DataSettings) -> Reader:
         SourceOptions(
             path=Path(s.path),
             name=name,
-            picture_key=s.picture_key or (subset.picture_key if subset else None),
+            image_key=s.image_key or (subset.image_key if subset else None),
             image_size=s.image_size,
             crop=s.crop,
             step=s.step or (subset.step if subset else 1),
@@ -178,8 +178,8 @@ def plan(settings: DataSettings, reader: Reader, total: int, ahead: int, workers
     return f"{source}: {ahead} of {total} {reader.unit}s to make{size}, in {workers} processes, into {s.out}"
 
 
-def main(words: list[str]) -> None:
-    settings = load_plain(DataSettings, "data", words)
+def main(overrides: list[str]) -> None:
+    settings = load_plain(DataSettings, "data", overrides)
     out = Path(settings.out)
     reader, everything = open_source(settings), jobs(settings)
     out.mkdir(parents=True, exist_ok=True)

@@ -28,10 +28,10 @@ WANDER_MEMORY = 0.9  # correlation of a wanderer's actions from one decision to 
 GROUPS = {"pretraining": tuple(task for task in TASKS if task not in PAPER_TASKS), "paper": PAPER_TASKS}
 
 
-def chosen_tasks(words: tuple[str, ...]) -> list[str]:
+def chosen_tasks(overrides: tuple[str, ...]) -> list[str]:
     """The tasks that `task_names=[...]` means: names of tasks and of groups."""
     tasks: list[str] = []
-    for word in words:
+    for word in overrides:
         tasks += GROUPS[word] if word in GROUPS else [envs.canonical(word)]
     if other := [task for task in tasks if task not in TASKS]:
         raise UserError(f"task_names: {other[0]} is not a task of Meta-world")
@@ -90,7 +90,7 @@ def play(env: Any, task: str, seed: int, episode: int) -> Recording:
 
 
 def _behaviour(env: Any, name: str, generator: np.random.Generator) -> Callable[[], np.ndarray]:
-    """A policy that needs no picture: it knows the simulator, or nothing."""
+    """A policy that needs no image: it knows the simulator, or nothing."""
     size = env.action_space.shape[0]
     if name == "uniform":
         return lambda: generator.uniform(-1, 1, size)

@@ -31,7 +31,7 @@ class Background:
             torch.set_num_threads(self._half)
 
     def start(self, job: Callable[[], None]) -> None:
-        """Do it, now or beside what follows."""
+        """Run `job`, in the background if there is a thread."""
         if self._executor is None or self._alone:
             job()
         else:

@@ -1,4 +1,4 @@
-"""What every `python -m mbrl.<verb>` shares: words in, one clear line out when something can't be done."""
+"""What every `python -m mbrl.<verb>` shares: overrides in, one clear line out when something can't be done."""
 
 import ctypes
 import sys
@@ -36,7 +36,7 @@ USER_ERRORS = (
 
 
 def command(main: Callable[[list[str]], None]) -> None:
-    """Run an entry point on the words of the command line.
+    """Run an entry point on the overrides of the command line.
 
     `--help` among them prints what the verb does and its keys (see `mbrl/experiment/usage.py`).
     Exit codes: 0 done, or nothing left to do; 2 after `error: <line>`; 130 when stopped from the keyboard.

@@ -254,8 +254,8 @@ def stream_seed(seed: int, *names: str | int) -> int:
 
     Streams of different names are independent: drawing more from one (an evaluation, say) changes no other.
     """
-    words = [zlib.crc32(name.encode()) if isinstance(name, str) else name for name in names]
-    return int(np.random.SeedSequence([seed, *words]).generate_state(1)[0])
+    numbers = [zlib.crc32(name.encode()) if isinstance(name, str) else name for name in names]
+    return int(np.random.SeedSequence([seed, *numbers]).generate_state(1)[0])
 
 
 def lock_folder(folder: Path) -> TextIO:

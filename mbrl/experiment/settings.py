@@ -48,12 +48,12 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 
 
 class HelpAsked(Exception):
-    """`--help` was among the words: what the settings would be, and where each value stands."""
+    """`--help` was among the parsed: what the settings would be, and where each value stands."""
 
-    def __init__(self, files: Sequence[str], words: Sequence[str], values: Mapping[str, Any]) -> None:
+    def __init__(self, files: Sequence[str], parsed: Sequence[str], values: Mapping[str, Any]) -> None:
         super().__init__("--help")
         self.files = files  # in configs/, later ones win
-        self.words = words  # what the user typed beside --help
+        self.overrides = parsed  # what the user typed beside --help
         self.values = values  # flat
 
 
@@ -151,16 +151,16 @@ class Settings:
 
 
 def load(overrides: Sequence[str] = ()) -> Settings:
-    """Compose the files and the user's `key=value` words.
+    """Compose the files and the user's `key=value` parsed.
 
-    Raises UserError, one line, on anything wrong; HelpAsked if one of the words is `--help`.
+    Raises UserError, one line, on anything wrong; HelpAsked if one of the parsed is `--help`.
     """
-    words = _parse(overrides)
+    parsed = _parse(overrides)
     base = flatten(_container(OmegaConf.load(CONFIG_DIR / "config.yaml")))
     known = [key for key in base if not key.startswith("defaults")]
-    for word in words:
-        _check_key(word.key_or_group, known)
-    chosen = base | {word.key_or_group: word.value() for word in words}
+    for override in parsed:
+        _check_key(override.key_or_group, known)
+    chosen = base | {override.key_or_group: override.value() for override in parsed}
 
     try:
         task = envs.canonical(str(chosen["task"]))
@@ -178,9 +178,9 @@ def load(overrides: Sequence[str] = ()) -> Settings:
         "presets": _file("preset", "presets", preset),
         "agents": _file("agent", "agents", str(chosen["agent"])),
     }
-    values = _compose("config", files, words) | {"task": task, "preset": preset, "device": device}
+    values = _compose("config", files, parsed) | {"task": task, "preset": preset, "device": device}
     settings = build(Settings, values)
-    _check_sizes(settings, words)
+    _check_sizes(settings, parsed)
     _check_enough(settings)
     _stop_for_help(overrides, "config", files, settings)
     return settings
@@ -188,15 +188,15 @@ def load(overrides: Sequence[str] = ()) -> Settings:
 
 def load_plain(cls: type[T], config: str, overrides: Sequence[str] = ()) -> T:
     """As `load`, for a command whose keys all stand in one file, `configs/<config>.yaml`."""
-    words = _parse(overrides)
+    parsed = _parse(overrides)
     base = flatten(_container(OmegaConf.load(CONFIG_DIR / f"{config}.yaml")))
     base.pop("defaults", None)
-    for word in words:
-        _check_key(word.key_or_group, list(base), f"configs/{config}.yaml")
+    for override in parsed:
+        _check_key(override.key_or_group, list(base), f"configs/{config}.yaml")
     # Where there is such a key, it chooses a file that is laid over this one.
-    schedule = str((base | {word.key_or_group: word.value() for word in words}).get("schedule", "none"))
+    schedule = str((base | {override.key_or_group: override.value() for override in parsed}).get("schedule", "none"))
     files = {} if schedule == "none" else {"schedules": _file("schedule", "schedules", schedule)}
-    settings = build(cls, _compose(config, files, words), file=f"configs/{config}.yaml")
+    settings = build(cls, _compose(config, files, parsed), file=f"configs/{config}.yaml")
     _stop_for_help(overrides, config, files, settings)
     return settings
 
@@ -205,25 +205,25 @@ def _stop_for_help(overrides: Sequence[str], config: str, files: Mapping[str, st
     """Raises HelpAsked if it was."""
     if HELP.intersection(overrides):
         layers = [f"{config}.yaml", *(f"{group}/{name}.yaml" for group, name in files.items())]
-        words = [word for word in overrides if word not in HELP]
-        raise HelpAsked(layers, words, flatten(to_dict(settings)))
+        parsed = [override for override in overrides if override not in HELP]
+        raise HelpAsked(layers, parsed, flatten(to_dict(settings)))
 
 
-def _compose(config: str, files: Mapping[str, str], words: Sequence[Override]) -> dict[str, Any]:
-    """Hydra's composition of `configs/<config>.yaml`, the chosen file of each group and the user's words."""
+def _compose(config: str, files: Mapping[str, str], parsed: Sequence[Override]) -> dict[str, Any]:
+    """Hydra's composition of `configs/<config>.yaml`, the chosen file of each group and the user's parsed."""
     groups = [f"{group}={name}" for group, name in files.items()]
     if config == "config" and "tasks" not in files:
         groups.append("~tasks")
     try:
         with initialize_config_dir(config_dir=str(CONFIG_DIR), version_base="1.3"):
-            return _container(compose(config, overrides=[*groups, *(word.input_line or "" for word in words)]))
+            return _container(compose(config, overrides=[*groups, *(override.input_line or "" for override in parsed)]))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(f"the settings do not compose: {first_line(error)}") from error
 
 
 def typed_keys(overrides: Sequence[str]) -> set[str]:
-    """The keys that the user's words give a value to."""
-    return {word.key_or_group for word in _parse(overrides)}
+    """The keys that the user's parsed give a value to."""
+    return {override.key_or_group for override in _parse(overrides)}
 
 
 def pick_device(name: str) -> torch.device:
@@ -274,17 +274,17 @@ def _check_key(key: str, known: Sequence[str], file: str = "configs/config.yaml"
     raise UserError(f"unknown key {key}{nearest(key, known, file)}")
 
 
-def _check_sizes(settings: Settings, words: Sequence[Override]) -> None:
+def _check_sizes(settings: Settings, parsed: Sequence[Override]) -> None:
     """A size typed beside weights that have their own would be ignored: refuse it."""
     sized = ("world_model.tokenizer.", "world_model.transformer.")
     used = ("world_model.tokenizer.context_length", "world_model.transformer.attention_dropout")
     pretrained = settings.world_model.pretrained
-    for word in words:
-        if pretrained != "none" and word.key_or_group.startswith(sized) and word.key_or_group not in used:
+    for override in parsed:
+        if pretrained != "none" and override.key_or_group.startswith(sized) and override.key_or_group not in used:
             enough = max(settings.initial_model_updates, settings.updates_before_dreams)
             longer = f" initial_model_updates={enough}" if enough > settings.initial_model_updates else ""
             raise UserError(
-                f"{word.key_or_group} comes from the weights in world_model.pretrained={pretrained}; "
+                f"{override.key_or_group} comes from the weights in world_model.pretrained={pretrained}; "
                 f"add world_model.pretrained=none{longer} to choose it and begin with random weights"
             )
 
@@ -310,15 +310,15 @@ def _check_enough(settings: Settings) -> None:
 def _parse(overrides: Sequence[str]) -> list[Override]:
     lines = [_quote_schedule(line) for line in overrides if line not in HELP]
     try:
-        words = OverridesParser.create().parse_overrides(lines)
+        parsed = OverridesParser.create().parse_overrides(lines)
     except HydraException as error:
         raise UserError(f"cannot read {' '.join(overrides)!r}: {first_line(error)}; write key=value") from error
-    for word in words:
-        if word.is_sweep_override():
-            raise UserError(f"{word.input_line}: one value at a time, a run has one of each")
-        if word.is_add() or word.is_force_add() or word.is_delete():
-            raise UserError(f"{word.input_line}: keys cannot be added or removed; write key=value")
-    return words
+    for override in parsed:
+        if override.is_sweep_override():
+            raise UserError(f"{override.input_line}: one value at a time, a run has one of each")
+        if override.is_add() or override.is_force_add() or override.is_delete():
+            raise UserError(f"{override.input_line}: keys cannot be added or removed; write key=value")
+    return parsed
 
 
 def _quote_schedule(line: str) -> str:

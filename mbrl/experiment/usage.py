@@ -1,7 +1,7 @@
 """What `python -m mbrl.<verb> --help` prints: the verb's docstring, then its keys.
 
-Each key comes with the value that it would have under the words beside `--help`, the comment that it has in its YAML
-file, and the file that the value comes from. All of it is read from the code and from `configs/`.
+Each key comes with the value that it would have under the overrides beside `--help`, the comment that it has in its
+YAML file, and the file that the value comes from. All of it is read from the code and from `configs/`.
 """
 
 import ast
@@ -25,22 +25,22 @@ class Entry(NamedTuple):
     comment: str
 
 
-def page(module: Path, words: Sequence[str], help_asked: HelpAsked) -> str:
-    """The help of the verb in the file `module`, which was given `words`."""
+def page(module: Path, overrides: Sequence[str], help_asked: HelpAsked) -> str:
+    """The help of the verb in the file `module`, which was given `overrides`."""
     parts = [(ast.get_docstring(ast.parse(module.read_text(encoding="utf-8"))) or "").strip()]
     own, values = f"{module.stem}.yaml", dict(help_asked.values)
     if own not in help_asked.files and (CONFIG_DIR / own).is_file():  # beside those of a run or of a pre-training
-        parts.append(section([own], [word for word in words if word not in HELP]))
+        parts.append(section([own], [override for override in overrides if override not in HELP]))
         for key, _ in entries(CONFIG_DIR / own):
             values.pop(key, None)
-    parts.append(section(help_asked.files, help_asked.words, values))
+    parts.append(section(help_asked.files, help_asked.overrides, values))
     return "\n\n".join(parts)
 
 
-def section(files: Sequence[str], words: Sequence[str], values: Mapping[str, Any] | None = None) -> str:
+def section(files: Sequence[str], overrides: Sequence[str], values: Mapping[str, Any] | None = None) -> str:
     """The keys of the first of `files`, in its order; `values` are what they come to, by default as written."""
     layers = {name: dict(entries(CONFIG_DIR / name)) for name in files}
-    typed = dict(word.split("=", 1) for word in words)
+    typed = dict(override.split("=", 1) for override in overrides)
     base = layers[files[0]]
     lines = [f"configs/{files[0]}; values that come from elsewhere say where:"]
     for key, entry in base.items():

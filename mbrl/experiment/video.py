@@ -1,9 +1,9 @@
-"""Moving pictures as GIF: a dream beside reality, and evaluation episodes.
+"""Moving images as GIF: a dream beside reality, and evaluation episodes.
 
     frames = dream_grid(real, imagined, rewards, predicted)   # uint8 (T, 3, height, width)
     run.log_video("imagined/dream", frame, encode_gif(frames, fps=5))
 
-Letters: B clips, T frames, H W picture; all pictures uint8, RGB, channel first.
+Letters: B clips, T frames, H W image; all images uint8, RGB, channel first.
 """
 
 import functools
@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mbrl.experiment.settings import UserError
 
-Pictures = NDArray[np.uint8]
+Images = NDArray[np.uint8]
 
 SCALE = 3  # one simulator pixel becomes 3x3, so that text beside it can be read
 HEADER = 16  # pixels above the top row for the columns' names
@@ -26,7 +26,7 @@ ERROR_GAIN = 3  # errors of a good model are faint
 TEXT_SIZE = 12
 
 
-def encode_gif(frames: Pictures, fps: float = 10.0) -> bytes:
+def encode_gif(frames: Images, fps: float = 10.0) -> bytes:
     """GIF bytes of `frames` (T, 3, H, W), played in a loop."""
     if frames.ndim != 4 or frames.shape[1] != 3 or frames.dtype != np.uint8 or len(frames) == 0:
         raise ValueError(f"a GIF needs uint8 frames (T, 3, H, W), not {frames.dtype} {frames.shape}")
@@ -43,13 +43,13 @@ def encode_gif(frames: Pictures, fps: float = 10.0) -> bytes:
     return file.getvalue()
 
 
-def write_gif(path: Path, frames: Pictures, fps: float = 10.0) -> None:
+def write_gif(path: Path, frames: Images, fps: float = 10.0) -> None:
     """`encode_gif` into a file, making its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(encode_gif(frames, fps))
 
 
-def write_mp4(path: Path, frames: Pictures, fps: float = 10.0) -> None:
+def write_mp4(path: Path, frames: Images, fps: float = 10.0) -> None:
     """`frames` (T, 3, H, W) as H.264 in an MP4. Raises UserError: PyAV is not installed."""
     try:
         import av
@@ -61,12 +61,12 @@ def write_mp4(path: Path, frames: Pictures, fps: float = 10.0) -> None:
         stream = container.add_stream("libx264", rate=round(fps))
         stream.height, stream.width, stream.pix_fmt = frames.shape[2], frames.shape[3], "yuv420p"
         for frame in frames:
-            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame.transpose(1, 2, 0)), format="rgb24")
-            container.mux(stream.encode(picture))
+            image = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame.transpose(1, 2, 0)), format="rgb24")
+            container.mux(stream.encode(image))
         container.mux(stream.encode(None))
 
 
-def error_pictures(real: Pictures, imagined: Pictures) -> Pictures:
+def error_images(real: Images, imagined: Images) -> Images:
     """The absolute difference, brightened: uint8 (B, T, 3, H, W) twice -> the same."""
     if real.shape != imagined.shape or real.ndim != 5:
         raise ValueError(f"real {real.shape} and imagined {imagined.shape} must both be (B, T, 3, H, W)")
@@ -74,8 +74,8 @@ def error_pictures(real: Pictures, imagined: Pictures) -> Pictures:
     return np.minimum(ERROR_GAIN * difference, 255).astype(np.uint8)
 
 
-def comparison(columns: Mapping[str, Pictures], scale: int = SCALE) -> Pictures:
-    """Moving pictures, one row a clip and one column each of `columns`, (B, T, 3, H, W) by name -> (T, 3, h, w)."""
+def comparison(columns: Mapping[str, Images], scale: int = SCALE) -> Images:
+    """Moving images, one row a clip and one column each of `columns`, (B, T, 3, H, W) by name -> (T, 3, h, w)."""
     cells = np.stack(list(columns.values()), axis=1)  # (B, columns, T, 3, H, W)
     frames = []
     for t in range(cells.shape[2]):
@@ -85,7 +85,7 @@ def comparison(columns: Mapping[str, Pictures], scale: int = SCALE) -> Pictures:
     return np.stack(frames)
 
 
-def write_film(path: Path, rows: Mapping[str, Pictures], scale: int = SCALE) -> None:
+def write_film(path: Path, rows: Mapping[str, Images], scale: int = SCALE) -> None:
     """A PNG of clips laid out in time: of each clip one line for each of `rows`, (B, T, 3, H, W) by name."""
     cells = np.stack(list(rows.values()), axis=1)  # (B, rows, T, 3, H, W)
     canvas, corners = _canvas([list(line) for line in cells.reshape(-1, *cells.shape[2:])], scale)
@@ -98,18 +98,18 @@ def write_film(path: Path, rows: Mapping[str, Pictures], scale: int = SCALE) -> 
 
 
 def dream_grid(
-    real: Pictures,
-    imagined: Pictures,
+    real: Images,
+    imagined: Images,
     rewards: NDArray[np.floating],
     predicted: NDArray[np.floating],
     scale: int = SCALE,
-) -> Pictures:
+) -> Images:
     """One row a clip: real | imagined | error, with the true and the predicted reward written in.
 
     `real` and `imagined` are (B, T, 3, H, W); `rewards[:, t]` and `predicted[:, t]`, both (B, T), were earned
     on arriving at frame t. The error is the absolute difference, brightened. Returns (T, 3, height, width).
     """
-    error = error_pictures(real, imagined)
+    error = error_images(real, imagined)
     if rewards.shape != real.shape[:2] or predicted.shape != real.shape[:2]:
         raise ValueError(f"rewards {rewards.shape}, {predicted.shape} must be (B, T) = {real.shape[:2]}")
     clips, length = real.shape[:2]
@@ -128,7 +128,7 @@ def dream_grid(
     return np.stack(grid)
 
 
-def side_by_side(episodes: Sequence[Pictures], captions: Sequence[str] | None = None, scale: int = SCALE) -> Pictures:
+def side_by_side(episodes: Sequence[Images], captions: Sequence[str] | None = None, scale: int = SCALE) -> Images:
     """Episodes (T, 3, H, W) next to each other, a shorter one resting on its last frame.
 
     Returns (longest T, 3, height, width); `captions` stand above them.
@@ -147,16 +147,16 @@ def side_by_side(episodes: Sequence[Pictures], captions: Sequence[str] | None = 
     return np.stack(frames)
 
 
-def _canvas(rows: Sequence[Sequence[Pictures]], scale: int) -> tuple[Image.Image, list[list[tuple[int, int]]]]:
-    """A black picture with the enlarged cells (3, H, W) on it, and every cell's top left corner."""
+def _canvas(rows: Sequence[Sequence[Images]], scale: int) -> tuple[Image.Image, list[list[tuple[int, int]]]]:
+    """A black image with the enlarged cells (3, H, W) on it, and every cell's top left corner."""
     _, height, width = rows[0][0].shape
     step_x, step_y = width * scale + GAP, height * scale + GAP
     canvas = Image.new("RGB", (step_x * len(rows[0]) - GAP, HEADER + step_y * len(rows) - GAP))
     corners = [[(x * step_x, HEADER + y * step_y) for x in range(len(rows[0]))] for y in range(len(rows))]
     for row, places in zip(rows, corners, strict=True):
         for cell, place in zip(row, places, strict=True):
-            picture = Image.fromarray(np.ascontiguousarray(cell.transpose(1, 2, 0)))
-            canvas.paste(picture.resize((width * scale, height * scale), Image.Resampling.NEAREST), place)
+            image = Image.fromarray(np.ascontiguousarray(cell.transpose(1, 2, 0)))
+            canvas.paste(image.resize((width * scale, height * scale), Image.Resampling.NEAREST), place)
     return canvas, corners
 
 
@@ -167,7 +167,7 @@ def _headings(canvas: Image.Image, corners: list[list[tuple[int, int]]], names: 
 
 
 def _label(draw: ImageDraw.ImageDraw, corner: tuple[int, int], text: str) -> None:
-    """Text in a cell's corner, readable on any picture."""
+    """Text in a cell's corner, readable on any image."""
     x, y = corner
     draw.text((x + 3, y + 2), text, fill="white", font=_font(), stroke_width=1, stroke_fill="black")
 

@@ -4,7 +4,7 @@ The paper's protocol (iVideoGPT, arXiv 2405.15223, Table 1): each test clip is p
 frames; of each frame metric the best prediction of a clip counts, FVD compares all predictions with all clips. A model
 with action weights predicts under the actions that were taken, one without them by itself; with `goal=true` the first
 frame given is the clip's last. Both kinds of model are asked through one contract, `world_model/api.py`.
-Results go to runs/predictions/<name>/: metrics.json, metrics.md and pictures.
+Results go to runs/predictions/<name>/: metrics.json, metrics.md and images.
 
 Letters: B clips of a batch, S predictions of each, K frames given, H predicted, n tokens a frame.
 """
@@ -24,7 +24,7 @@ from tqdm import tqdm
 from mbrl.build import find_pretrained
 from mbrl.experiment.run import provenance, stream_seed
 from mbrl.experiment.settings import Count, Device, Positive, Range, UserError, load_plain, pick_device, to_dict
-from mbrl.experiment.video import Pictures, comparison, error_pictures, write_film, write_gif, write_mp4
+from mbrl.experiment.video import Images, comparison, error_images, write_film, write_gif, write_mp4
 from mbrl.predict.models import load_predictor
 from mbrl.predict.scores import TABLE, Predicted, Scores, table
 from mbrl.pretrain.models import held_out_every
@@ -122,10 +122,10 @@ class Prediction:
         return self.model.context_length
 
     @torch.no_grad()
-    def run(self) -> tuple[dict[str, float | None], dict[str, Pictures]]:
-        """All metrics, None where one is missing, and the pictures of the first clips by their names."""
+    def run(self) -> tuple[dict[str, float | None], dict[str, Images]]:
+        """All metrics, None where one is missing, and the images of the first clips by their names."""
         s, total = self.settings, len(self.clips.frames)
-        scores, pictures = Scores(self.known, self.model.tokens, s.with_context, self.lpips, self.i3d), []
+        scores, images = Scores(self.known, self.model.tokens, s.with_context, self.lpips, self.i3d), []
         with tqdm(total=total * self.samples, unit="prediction", dynamic_ncols=True) as bar:
             size = max(1, s.batch_size // self.samples)
             for first in range(0, total, size):
@@ -145,9 +145,9 @@ class Prediction:
                     scores.add(true, batch.rewards, predicted)
                     bar.update(len(true) * count)
                     if not drawn and first < s.shown:
-                        pictures.append(self._show(true, predicted))
+                        images.append(self._show(true, predicted))
                 scores.finish()
-        shown = {name: np.concatenate([part[name] for part in pictures])[: s.shown] for name in pictures[0]}
+        shown = {name: np.concatenate([part[name] for part in images])[: s.shown] for name in images[0]}
         found = scores.metrics()
         # JSON has no nan: a correlation with what never changes is missing, too.
         if np.isnan(found["reward_correlation"]):
@@ -168,11 +168,11 @@ class Prediction:
         tokens = None if dream.tokens is None else dream.tokens.unflatten(0, (len(true), count))
         return Predicted(frames, rewards, tokens)
 
-    def _show(self, true: Tensor, predicted: Predicted) -> dict[str, Pictures]:
+    def _show(self, true: Tensor, predicted: Predicted) -> dict[str, Images]:
         """The first prediction of each clip beside the truth, uint8 (B, H, 3, h, w)."""
         future = to_uint8(true[:, self.known :]).cpu().numpy()
         guess = to_uint8(predicted.frames[:, 0]).cpu().numpy()
-        shown = {"true": future, "predicted": guess, "error": error_pictures(future, guess)}
+        shown = {"true": future, "predicted": guess, "error": error_images(future, guess)}
         if self.settings.decouple and predicted.tokens is not None and (model := self.model.tokens):
             ids = predicted.tokens[:, 0] - model.layout.first_dynamics_id
             shown["without context"] = to_uint8(model.tokenizer.decode_alone(ids)).cpu().numpy()
@@ -202,8 +202,8 @@ def cut(data: ClipDataset, known: int, settings: PredictSettings) -> Clips:
     return clips.map(lambda field: goal_first(field)[0]) if s.goal else clips
 
 
-def write(prediction: Prediction, metrics: dict[str, float | None], pictures: dict[str, Pictures]) -> Path:
-    """metrics.json, metrics.md and the pictures, into a folder of their own; returns it."""
+def write(prediction: Prediction, metrics: dict[str, float | None], images: dict[str, Images]) -> Path:
+    """metrics.json, metrics.md and the images, into a folder of their own; returns it."""
     s, model = prediction.settings, prediction.model
     parts = [part for part in Path(s.model).resolve().parts if part not in ("model", "world_model")]
     name = f"{parts[-1]}-{Path(s.data).resolve().name}" if s.name == "auto" else s.name
@@ -230,8 +230,8 @@ def write(prediction: Prediction, metrics: dict[str, float | None], pictures: di
     )
     speed = f"\n{about['frames_per_second']:.4g} frames predicted a second, up to {s.batch_size} side by side\n"
     (folder / "metrics.md").write_text(heading + table(metrics, prediction.missing) + speed)
-    write_film(folder / "predictions.png", pictures, scale=2)
-    moving = comparison(pictures)
+    write_film(folder / "predictions.png", images, scale=2)
+    moving = comparison(images)
     if s.video == "mp4":
         write_mp4(folder / "predictions.mp4", moving, FPS)
     else:
@@ -239,13 +239,13 @@ def write(prediction: Prediction, metrics: dict[str, float | None], pictures: di
     return folder
 
 
-def main(words: list[str]) -> None:
-    settings = load_plain(PredictSettings, "predict", words)
+def main(overrides: list[str]) -> None:
+    settings = load_plain(PredictSettings, "predict", overrides)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     prediction = Prediction(settings)
-    metrics, pictures = prediction.run()
-    folder = write(prediction, metrics, pictures)
+    metrics, images = prediction.run()
+    folder = write(prediction, metrics, images)
     print(
         (folder / "metrics.md").read_text()
         + f"\n{folder}: metrics.json, metrics.md, predictions.png and .{settings.video}"

@@ -21,7 +21,7 @@ from world_model.metrics.frames import Errors
 from world_model.metrics.fvd import I3D, Statistics, frechet_distance
 from world_model.metrics.perceptual import LPIPS
 
-PICTURES = 64  # at a time through VGG
+IMAGES = 64  # at a time through VGG
 # What is written of each number: name, whether more is better (None: neither), meaning.
 TABLE: dict[str, tuple[str, bool | None]] = {
     "psnr": ("PSNR in dB, best prediction of each clip", True),
@@ -97,7 +97,7 @@ class Scores:
             "mse": (judged - wanted).square().mean((2, 3, 4)),
         }
         if self.lpips:
-            pairs = zip(judged.flatten(0, 1).split(PICTURES), wanted.flatten(0, 1).split(PICTURES), strict=True)
+            pairs = zip(judged.flatten(0, 1).split(IMAGES), wanted.flatten(0, 1).split(IMAGES), strict=True)
             scores["lpips"] = torch.cat([self.lpips(a, b) for a, b in pairs]).view(judged.shape[:2])
         for name, values in scores.items():
             self.samples.setdefault(name, []).append(values.mean(1).view(clips, count))

@@ -1,6 +1,6 @@
 """A mixture of datasets for pre-training: what share of the clips each gives, and how it is read.
 
-configs/mixtures/<name>.yaml:   <dataset>: {weight: 0.1275, step: 2, picture_key: image}
+configs/mixtures/<name>.yaml:   <dataset>: {weight: 0.1275, step: 2, image_key: image}
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from mbrl.experiment.settings import CONFIG_DIR, Positive, Range, UserError, bui
 class Subset:
     weight: Annotated[float, Range(0.0)]  # share of the clips drawn
     step: Positive  # keep every step-th frame, so that all datasets move at about one speed
-    picture_key: str | None = None
+    image_key: str | None = None
     tokenizer_only: bool = False  # the transformer never sees it
     classes: tuple[int, ...] = ()  # of Something-Something v2
     left_out: str = "none"  # a file of configs/left_out that names episodes to leave out, or none

@@ -199,14 +199,14 @@ class Pretraining:
             return None, self._clips(self.train_data, learner.tokenizer_batch_size, learner.tokenizer_span).frames
         if not cached:
             return self._clips(self.transformer_data, learner.batch_size, learner.segment_length), None
-        chosen = self.generator.integers(cached, size=learner.batch_size)[parallel.mine(learner.batch_size)]
+        chosen = self.generator.integers(cached, size=learner.batch_size)[parallel.local_slice(learner.batch_size)]
         tokens, actions, rewards = (field[torch.from_numpy(chosen)].to(self.device) for field in self.tokens)
         return TokenClips(tokens.long(), actions, rewards), None
 
     def _clips(self, data: ClipDataset, count: int, length: int) -> Clips:
         """This process's part of `count` clips."""
         windows = self._draw(data, count, length, self.generator)
-        episodes, starts, drawn = (field[parallel.mine(count)] for field in windows)
+        episodes, starts, drawn = (field[parallel.local_slice(count)] for field in windows)
         return self._read(data, episodes, starts, drawn, length)
 
     def _draw(
@@ -269,7 +269,7 @@ class Pretraining:
                     tokens, _ = self.world.model.tokens(clips.frames)
                 for field, part in zip(fields, (tokens, clips.actions, clips.rewards), strict=True):
                     field[rows] = part.cpu()
-        cache = TokenClips(*(parallel.total(field.to(self.device)).cpu() for field in fields))
+        cache = TokenClips(*(parallel.all_reduce_sum(field.to(self.device)).cpu() for field in fields))
         if parallel.rank() == 0:
             token_cache.save(path, cache, tokenizer)
         return cache
@@ -281,7 +281,7 @@ class Pretraining:
 
     def _save(self) -> None:
         parts = {
-            "world_model.safetensors": parallel.whole(self.world.model.state_dict()),
+            "world_model.safetensors": parallel.full_state(self.world.model.state_dict()),
             "world_model.pt": self.world.state(),
             "torch.pt": parallel.everyone(
                 {
@@ -322,9 +322,9 @@ def check_codes_are_used(learner: LearnerConfig, tokenizer_updates: int) -> None
         )
 
 
-def main(words: list[str]) -> None:
-    settings = load_plain(PretrainSettings, "pretrain", words)
-    check_keys(typed_keys(words), settings.kind)
+def main(overrides: list[str]) -> None:
+    settings = load_plain(PretrainSettings, "pretrain", overrides)
+    check_keys(typed_keys(overrides), settings.kind)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     if settings.kind == "onestep":

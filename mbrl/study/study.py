@@ -23,7 +23,7 @@ from torch import Tensor
 from mbrl.build import find_pretrained
 from mbrl.experiment.run import RunFinished, provenance
 from mbrl.experiment.settings import Count, Positive, UserError, load_plain, pick_device, to_dict
-from mbrl.experiment.video import Pictures, write_film
+from mbrl.experiment.video import Images, write_film
 from mbrl.predict.predict import Prediction, PredictSettings, cut
 from mbrl.pretrain.models import held_out_every
 from mbrl.pretrain.pretrain import Pretraining, PretrainSettings
@@ -41,7 +41,7 @@ Row = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class Words:
+class Overrides:
     decoupling: tuple[str, ...]
     efficiency: tuple[str, ...]
     fewshot: tuple[str, ...]
@@ -57,7 +57,7 @@ class StudySettings:
     trajectories: tuple[Count, ...]
     transformers: tuple[str, ...]
     repeats: Positive
-    words: Words
+    overrides: Overrides
 
     @property
     def folder(self) -> Path:
@@ -67,18 +67,18 @@ class StudySettings:
 class Study:
     """What all studies share: settings, held-out clips, and pre-trainings in folders of their own."""
 
-    def __init__(self, words: Sequence[str]) -> None:
+    def __init__(self, overrides: Sequence[str]) -> None:
         own = {field.name for field in dataclasses.fields(StudySettings)}
-        mine = [word for word in words if word.split("=")[0].split(".")[0] in own]
+        mine = [word for word in overrides if word.split("=")[0].split(".")[0] in own]
         self.settings = s = load_plain(StudySettings, "study", mine)
-        self.words = [*getattr(s.words, s.study), *(word for word in words if word not in mine)]
+        self.overrides = [*getattr(s.overrides, s.study), *(word for word in overrides if word not in mine)]
         self.pretrain = self.pretrain_settings()
         if (start := self.pretrain.start_from) != "none":
             held_out_every(find_pretrained(start, "start_from"), self.pretrain.data, self.pretrain.held_out_every)
         self.folder = s.folder
 
     def pretrain_settings(self, *more: str) -> PretrainSettings:
-        last = {word.split("=")[0]: word for word in [*self.words, *more]}  # later words win
+        last = {word.split("=")[0]: word for word in [*self.overrides, *more]}  # later overrides win
         return load_plain(PretrainSettings, "pretrain", list(last.values()))
 
     def predict_settings(self, model: Path | str) -> PredictSettings:
@@ -121,8 +121,8 @@ class Study:
         loaded = IVideoGPT.from_pretrained(folder, heads.action_dim, self.pretrain.context_length)
         return loaded.to(pick_device(self.pretrain.device)).eval()
 
-    def film(self, name: str, pictures: Mapping[str, Pictures]) -> None:
-        write_film(self.folder / f"{name}.png", pictures, scale=2)
+    def film(self, name: str, images: Mapping[str, Images]) -> None:
+        write_film(self.folder / f"{name}.png", images, scale=2)
 
 
 def fewshot(study: Study) -> list[Row]:
@@ -132,8 +132,8 @@ def fewshot(study: Study) -> list[Row]:
         model: Path | str = study.pretrain.start_from
         if count:
             model = study.trained(f"{count}", f"episodes={count}")
-        metrics, pictures = Prediction(study.predict_settings(model)).run()
-        study.film(f"{count}-trajectories", pictures)
+        metrics, images = Prediction(study.predict_settings(model)).run()
+        study.film(f"{count}-trajectories", images)
         updates = study.pretrain.tokenizer_updates if count else 0
         rows.append({"trajectories": count, "updates": updates} | {name: metrics[name] for name in PREDICTED})
     return rows
@@ -168,10 +168,10 @@ def held_out_loss(model: IVideoGPT, clips: Clips) -> tuple[float, float]:
     for first in range(0, len(clips.frames), TOKENIZED):
         frames, actions = (field[first : first + TOKENIZED].to(model.device) for field in clips[:2])
         tokens, labels = model.tokens(to_float(frames))
-        told = model.predict(tokens, labels, actions)
+        out = model.predict(tokens, labels, actions)
         targets = tokens[:, model.layout.prefix + 1 :]
-        losses.append(told.ce_loss * len(frames))
-        accuracies.append((told.logits[:, :-1].argmax(-1) == targets).float().mean() * len(frames))
+        losses.append(out.ce_loss * len(frames))
+        accuracies.append((out.logits[:, :-1].argmax(-1) == targets).float().mean() * len(frames))
     count = len(clips.frames)
     return float(sum(losses)) / count, float(sum(accuracies)) / count
 
@@ -201,8 +201,8 @@ def decoupling(study: Study) -> list[Row]:
         "another clip's context": decoded(context_ids.roll(1, 0), last.roll(1, 0)),
         "no context": torch.cat([tokenizer.decode_alone(part).clamp(0, 1) for part in dynamics_ids.split(TOKENIZED)]),
     }
-    pictures = {"true": future} | shown
-    study.film("frames", {name: to_uint8(frames[:4]).cpu().numpy() for name, frames in pictures.items()})
+    images = {"true": future} | shown
+    study.film("frames", {name: to_uint8(frames[:4]).cpu().numpy() for name, frames in images.items()})
     return [
         {
             "decoded with": name,
@@ -258,8 +258,8 @@ def table(rows: Sequence[Row]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def main(words: list[str]) -> None:
-    study = Study(words)
+def main(overrides: list[str]) -> None:
+    study = Study(overrides)
     s, p = study.settings, study.pretrain
     if p.threads:
         torch.set_num_threads(p.threads)

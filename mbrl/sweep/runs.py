@@ -1,4 +1,4 @@
-"""The runs that a sweep's words mean, and what a launcher gives for each."""
+"""The runs that a sweep's overrides mean, and what a launcher gives for each."""
 
 import dataclasses
 import itertools
@@ -28,7 +28,7 @@ class SweepSettings:
 @dataclasses.dataclass(frozen=True)
 class PlannedRun:
     settings: Settings
-    words: tuple[str, ...]  # of `python -m mbrl.train`
+    overrides: tuple[str, ...]  # of `python -m mbrl.train`
 
     @property
     def folder(self) -> Path:
@@ -40,7 +40,7 @@ class PlannedRun:
 
     @property
     def command(self) -> list[str]:
-        return [sys.executable, "-m", "mbrl.train", *self.words]
+        return [sys.executable, "-m", "mbrl.train", *self.overrides]
 
     def frame(self) -> int:
         """How far it is, from the end of its metrics.jsonl."""
@@ -75,18 +75,18 @@ class Handle(Protocol):
 Start = Callable[[PlannedRun, int], Handle]  # the number is the place, of `jobs`, that the run takes
 
 
-def plan(words: Sequence[str]) -> tuple[SweepSettings, list[PlannedRun]]:
-    """The runs that the words mean, seed by seed. Raises UserError if one of them could not be started."""
+def plan(overrides: Sequence[str]) -> tuple[SweepSettings, list[PlannedRun]]:
+    """The runs that the overrides mean, seed by seed. Raises UserError if one of them could not be started."""
     own = {field.name for field in dataclasses.fields(SweepSettings)}
-    sweep = load_plain(SweepSettings, "sweep", [word for word in words if _key(word) in own])
+    sweep = load_plain(SweepSettings, "sweep", [override for override in overrides if _key(override) in own])
     varied: dict[str, list[str]] = {"seed": [], "task": [], "agent": []}
     common = []
-    for word in words:
-        key, _, value = word.partition("=")
+    for override in overrides:
+        key, _, value = override.partition("=")
         if key in varied:
             varied[key] = [f"{key}={one}" for one in (_seeds(value) if key == "seed" else _several(value))]
         elif key not in own:
-            common.append(word)
+            common.append(override)
     if sweep.launcher == "slurm":
         common = _for_nodes(common, sweep)
     if "threads" not in map(_key, common) and (threads := _threads(sweep)):
@@ -96,14 +96,14 @@ def plan(words: Sequence[str]) -> tuple[SweepSettings, list[PlannedRun]]:
         train = (*filter(None, chosen), *common)
         here = train
         if sweep.launcher == "slurm":  # this machine need not have the device that the runs will have
-            here = (*(word for word in train if _key(word) != "device"), "device=cpu")
+            here = (*(override for override in train if _key(override) != "device"), "device=cpu")
         run = PlannedRun(load(here), train)
         runs.setdefault(run.folder, run)
     return sweep, list(runs.values())
 
 
-def _key(word: str) -> str:
-    return word.partition("=")[0]
+def _key(override: str) -> str:
+    return override.partition("=")[0]
 
 
 def _several(value: str) -> list[str]:
@@ -123,11 +123,11 @@ def _seeds(value: str) -> list[int]:
     return seeds
 
 
-def _for_nodes(words: list[str], sweep: SweepSettings) -> list[str]:
+def _for_nodes(overrides: list[str], sweep: SweepSettings) -> list[str]:
     """Device and preset as they would be chosen on a node, not on the machine that the sweep is typed on."""
     chosen = {"device": "cuda" if sweep.gpus else "cpu", "preset": "paper" if sweep.gpus else "small"}
-    words = [word for word in words if word not in ("device=auto", "preset=auto")]
-    return words + [f"{key}={value}" for key, value in chosen.items() if key not in map(_key, words)]
+    overrides = [override for override in overrides if override not in ("device=auto", "preset=auto")]
+    return overrides + [f"{key}={value}" for key, value in chosen.items() if key not in map(_key, overrides)]
 
 
 def _threads(sweep: SweepSettings) -> int:

@@ -120,8 +120,8 @@ def stop(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def main(words: list[str]) -> None:
-    sweep, runs = plan(words)
+def main(overrides: list[str]) -> None:
+    sweep, runs = plan(overrides)
     unfinished = [run for run in runs if not is_finished(run.settings)]
     if sweep.launcher == "local" or not unfinished:
         failed = work_off(runs, unfinished, sweep.jobs, LocalProcess)

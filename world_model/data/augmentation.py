@@ -23,7 +23,7 @@ GREY = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601)
 
 @dataclass(frozen=True)
 class AugmentationConfig:
-    # least and most of the picture's area that a crop keeps; [1, 1] crops nothing
+    # least and most of the image's area that a crop keeps; [1, 1] crops nothing
     crop_scale: tuple[Annotated[float, "(0, 1]"], ...]
     crop_ratio: tuple[Annotated[float, "(0, inf)"], ...]  # least and most width / height of a crop
     brightness: Annotated[float, "[0, 1]"]  # the factor is drawn from 1 - brightness to 1 + brightness
@@ -38,14 +38,14 @@ class AugmentationConfig:
 
     @property
     def nothing(self) -> bool:
-        """Whether pictures stay as they are."""
+        """Whether images stay as they are."""
         crops = {*self.crop_scale, *self.crop_ratio} != {1.0}
         return not (crops or self.brightness or self.contrast or self.saturation or self.hue)
 
     def draw(self, clips: int, generator: np.random.Generator) -> np.ndarray:
         """What happens to each clip, (B, 12).
 
-        Four numbers each: left, top, width, height of the crop in parts of the picture; brightness, contrast,
+        Four numbers each: left, top, width, height of the crop in parts of the image; brightness, contrast,
         saturation, hue; these by number, 0 to 3, in their order.
         """
         area = generator.uniform(self.crop_scale[0], self.crop_scale[1], clips)
@@ -73,10 +73,10 @@ def augment(clips: Tensor, drawn: np.ndarray) -> Tensor:
 
 
 def _crop(clips: Tensor, boxes: Tensor) -> Tensor:
-    """Each clip's box (left, top, width, height), resized to the whole picture."""
+    """Each clip's box (left, top, width, height), resized to the whole image."""
     left, top, width, height = boxes.T
     zero = torch.zeros_like(left)
-    # From coordinates of the result to those of the picture, both from -1 to 1.
+    # From coordinates of the result to those of the image, both from -1 to 1.
     across = torch.stack([width, zero, 2 * left + width - 1], dim=1)
     down = torch.stack([zero, height, 2 * top + height - 1], dim=1)
     frames = clips.flatten(1, 2)  # (B, T 3, H, W): frames as channels, for all of them are sampled at the same places

@@ -1,4 +1,4 @@
-"""BAIR robot pushing, as downloaded: TFRecords of raw 64x64 pictures.
+"""BAIR robot pushing, as downloaded: TFRecords of raw 64x64 images.
 
     <path>/traj_<first>_to_<last>.tfrecords    one record a clip of 30 frames; <path> is .../softmotion30_44k/train
                                                or .../test
@@ -39,14 +39,14 @@ class Bair:
                 yield name, partial(self._read, example)
 
     def _read(self, example: Callable[[], Example]) -> Recording:
-        features, camera = example(), self.options.picture_key or "image_aux1"
+        features, camera = example(), self.options.image_key or "image_aux1"
         frames, actions = [], []
         for t in itertools.count():
-            pictures = features.get(f"{t}/{camera}/encoded")
-            if pictures is None:
+            images = features.get(f"{t}/{camera}/encoded")
+            if images is None:
                 break
-            frames.append(np.frombuffer(pictures[0], np.uint8).reshape(SIZE, SIZE, 3))
+            frames.append(np.frombuffer(images[0], np.uint8).reshape(SIZE, SIZE, 3))
             actions.append(features[f"{t}/action"])
         if not frames:
-            raise ValueError(f"has no picture_key={camera}")
+            raise ValueError(f"has no image_key={camera}")
         return self.options.recording(frames, np.array(actions))

@@ -3,7 +3,7 @@
     <path>/
         meta/info.json                                   features, frame rate, patterns of the paths below
         meta/episodes/chunk-000/file-000.parquet         one row an episode: where its frames and its video are
-        data/chunk-000/file-000.parquet                  one row a frame: action, next.reward, ..., or its picture
+        data/chunk-000/file-000.parquet                  one row a frame: action, next.reward, ..., or its image
         videos/<camera>/chunk-000/file-000.mp4           episodes one behind the other, found by their timestamps
 
 Source: huggingface/lerobot, src/lerobot/datasets (codebase_version v3.0).
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from world_model.data.clips import DataError, Recording
-from world_model.data.source import NamedClip, SourceOptions, decode_picture, found, groups, needs
+from world_model.data.source import NamedClip, SourceOptions, decode_image, found, groups, needs
 from world_model.data.video import decode_video
 
 with needs("pyarrow"):
@@ -40,11 +40,9 @@ class LeRobot:
         if not version.startswith("v3"):
             raise DataError(f"path={options.path} is a LeRobot dataset of {version}; convert it to v3.0 with lerobot")
         cameras = [name for name, feature in self.features.items() if feature["dtype"] in ("video", "image")]
-        self.camera = options.picture_key or (cameras[0] if cameras else "")
+        self.camera = options.image_key or (cameras[0] if cameras else "")
         if self.camera not in cameras:
-            raise DataError(
-                f"path={options.path} has no picture_key={self.camera}, only {', '.join(cameras) or 'none'}"
-            )
+            raise DataError(f"path={options.path} has no image_key={self.camera}, only {', '.join(cameras) or 'none'}")
 
     def shards(self, size: int) -> dict[str, Sequence[int]]:
         return groups(self.options.name, range(len(self.episodes)), size)
@@ -91,7 +89,7 @@ class LeRobot:
 
     def _frames(self, episode: dict[str, Any], values: dict[str, list]) -> Iterator[np.ndarray]:
         if not self._is_video:
-            return (decode_picture(picture["bytes"]) for picture in values[self.camera])
+            return (decode_image(image["bytes"]) for image in values[self.camera])
         file = self._file(self.info["video_path"], episode, f"videos/{self.camera}")
         return decode_video(file, episode[f"videos/{self.camera}/from_timestamp"], episode["length"])
 

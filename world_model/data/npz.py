@@ -1,6 +1,6 @@
 """Folders of .npz episodes, as the official iVideoGPT converters write them (Open X-Embodiment, BAIR, RoboNet, VP2).
 
-<path>/**/<episode>.npz    one array of pictures (T, H, W, 3) under its camera's name, and where known
+<path>/**/<episode>.npz    one array of images (T, H, W, 3) under its camera's name, and where known
                            `action` (T, A) or (T - 1, A) and `reward` (T,) or (T - 1,)
 """
 
@@ -31,15 +31,15 @@ class NpzFolder:
 
     def _read(self, unit: str) -> Recording:
         with np.load(self.options.path / unit, allow_pickle=False) as file:
-            pictures = file[self._picture_key(file.files)]
+            images = file[self._image_key(file.files)]
             actions = file["action"] if "action" in file else None
             rewards = file["reward"] if "reward" in file else None
-        if pictures.dtype.kind not in "iu" or pictures.min() < 0 or pictures.max() > 255:
-            raise ValueError(f"its pictures are {pictures.dtype}, not whole numbers from 0 to 255")
-        return self.options.recording(pictures.astype(np.uint8), actions, rewards)  # the BAIR converter writes int64
+        if images.dtype.kind not in "iu" or images.min() < 0 or images.max() > 255:
+            raise ValueError(f"its images are {images.dtype}, not whole numbers from 0 to 255")
+        return self.options.recording(images.astype(np.uint8), actions, rewards)  # the BAIR converter writes int64
 
-    def _picture_key(self, names: list[str]) -> str:
-        key = self.options.picture_key or "image"
+    def _image_key(self, names: list[str]) -> str:
+        key = self.options.image_key or "image"
         if key not in names:
-            raise ValueError(f"has no picture_key={key}, only {', '.join(names)}")
+            raise ValueError(f"has no image_key={key}, only {', '.join(names)}")
         return key

@@ -4,7 +4,7 @@
         features.json  dataset_info.json
         bridge-train.tfrecord-00000-of-01024  ...        one record an episode
 
-In a record every step's value stands behind the one before: `steps/observation/<camera>` holds T encoded pictures,
+In a record every step's value stands behind the one before: `steps/observation/<camera>` holds T encoded images,
 `steps/action` T * A numbers (or `steps/action/<part>` does, then the parts are joined in the order of their names),
 `steps/reward` T. actions[t] is taken at observation t (RLDS, arXiv 2111.02767). Words outside `steps/`, such as
 `episode_metadata/file_path`, tell which file an episode was made from.
@@ -17,7 +17,7 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from world_model.data.clips import DataError, Recording
-from world_model.data.source import NamedClip, SourceOptions, decode_picture, found, groups
+from world_model.data.source import NamedClip, SourceOptions, decode_image, found, groups
 from world_model.data.tfrecord import Example, examples
 
 
@@ -42,15 +42,15 @@ class Rlds:
         features = example()
         if self.options.left_out and _made_from(features) & self.options.left_out:
             return None
-        key = f"steps/observation/{self.options.picture_key or 'image'}"
-        pictures = features.get(key)
-        if not isinstance(pictures, list):
-            cameras = [name.split("/", 2)[2] for name, value in features.items() if _holds_pictures(name, value)]
-            raise ValueError(f"has no picture_key={key.split('/', 2)[2]}, only {', '.join(sorted(cameras))}")
+        key = f"steps/observation/{self.options.image_key or 'image'}"
+        images = features.get(key)
+        if not isinstance(images, list):
+            cameras = [name.split("/", 2)[2] for name, value in features.items() if _holds_images(name, value)]
+            raise ValueError(f"has no image_key={key.split('/', 2)[2]}, only {', '.join(sorted(cameras))}")
         rewards = features.get("steps/reward")
         return self.options.recording(
-            (decode_picture(picture) for picture in pictures),
-            _actions(features, len(pictures)),
+            (decode_image(image) for image in images),
+            _actions(features, len(images)),
             rewards if isinstance(rewards, np.ndarray) else None,
         )
 
@@ -75,7 +75,7 @@ def _is_text(value: list[bytes] | np.ndarray) -> bool:
     return isinstance(value, list) and bool(value)
 
 
-def _holds_pictures(name: str, value: list[bytes] | np.ndarray) -> bool:
+def _holds_images(name: str, value: list[bytes] | np.ndarray) -> bool:
     if not name.startswith("steps/observation/") or not isinstance(value, list):
         return False
     return bool(value) and value[0].startswith((b"\x89PNG", b"\xff\xd8"))

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from world_model.data.clips import Recording
-from world_model.data.source import NamedClip, SourceOptions, decode_picture, found, groups, needs
+from world_model.data.source import NamedClip, SourceOptions, decode_image, found, groups, needs
 from world_model.data.video import decode_video
 
 with needs("h5py"):
@@ -43,7 +43,7 @@ class RoboNet:
 
     def _read(self, unit: str) -> Recording:
         with h5py.File(self.options.path / unit) as file:
-            camera = self.options.picture_key or "cam0"
+            camera = self.options.image_key or "cam0"
             actions = _actions(file)
             frames = itertools.islice(_frames(file[f"env/{camera}_video"]), len(actions) + 1)  # some go on without any
             return self.options.recording(frames, actions)
@@ -53,11 +53,11 @@ def _frames(video: Any) -> Iterator[np.ndarray]:
     whole = video.get("frames")
     attributes = (video["frame0"] if whole is None else whole).attrs
     if whole is not None:
-        pictures = decode_video(whole[:].tobytes())
+        images = decode_video(whole[:].tobytes())
     else:
-        pictures = (decode_picture(video[f"frame{t}"][:].tobytes()) for t in range(len(video)))
-    for picture in pictures:
-        yield picture[:, :, ::-1] if attributes.get("image_format") in ("BGR", b"BGR") else picture
+        images = (decode_image(video[f"frame{t}"][:].tobytes()) for t in range(len(video)))
+    for image in images:
+        yield image[:, :, ::-1] if attributes.get("image_format") in ("BGR", b"BGR") else image
 
 
 def _actions(file: Any) -> np.ndarray:

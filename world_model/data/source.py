@@ -53,9 +53,9 @@ class SourceOptions(NamedTuple):
 
     path: Path
     name: str  # of the dataset: its shards are called after it
-    picture_key: str | None  # which camera, under its name in the source; None is the reader's choice
+    image_key: str | None  # which camera, under its name in the source; None is the reader's choice
     image_size: int  # height and width in the training format
-    crop: Literal["none", "center"]  # none squeezes a picture that is not square; center cuts it
+    crop: Literal["none", "center"]  # none squeezes an image that is not square; center cuts it
     step: int  # keep every step-th frame
     actions: bool  # False leaves them out, as in a mixture of robots with unlike actions
     classes: tuple[int, ...]  # of Something-Something v2: those to keep; empty keeps all
@@ -95,28 +95,28 @@ class SourceOptions(NamedTuple):
 
 
 def fit(frame: np.ndarray, size: int, crop: Literal["none", "center"] = "none") -> np.ndarray:
-    """A picture (H, W, 3) as (3, size, size): cut if asked, then resized with antialiasing. uint8."""
+    """An image (H, W, 3) as (3, size, size): cut if asked, then resized with antialiasing. uint8."""
     if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
         raise ValueError(f"a frame is {frame.dtype} {frame.shape}, not uint8 (H, W, 3)")
     if crop == "center":
         side = min(frame.shape[:2])
         top, left = ((length - side) // 2 for length in frame.shape[:2])
         frame = frame[top : top + side, left : left + side]
-    picture = frame.transpose(2, 0, 1)
-    if picture.shape[1:] == (size, size):
-        return picture
+    image = frame.transpose(2, 0, 1)
+    if image.shape[1:] == (size, size):
+        return image
     resized = F.interpolate(
-        torch.from_numpy(picture.astype(np.float32))[None], (size, size), mode="bilinear", antialias=True
+        torch.from_numpy(image.astype(np.float32))[None], (size, size), mode="bilinear", antialias=True
     )
     return resized[0].round().clamp(0, 255).byte().numpy()
 
 
-def decode_picture(encoded: bytes) -> np.ndarray:
+def decode_image(encoded: bytes) -> np.ndarray:
     """JPEG, PNG, ... -> uint8 (H, W, 3). Raises ValueError."""
     try:
         return np.array(Image.open(io.BytesIO(encoded)).convert("RGB"))
     except (OSError, SyntaxError) as error:  # Pillow raises the latter on some damaged PNGs
-        raise ValueError(f"a picture is damaged: {error}") from error
+        raise ValueError(f"an image is damaged: {error}") from error
 
 
 def groups(name: str, units: Sequence[Any], size: int) -> dict[str, Sequence[Any]]:

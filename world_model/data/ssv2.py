@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from world_model.data.clips import DataError, Recording
-from world_model.data.source import NamedClip, SourceOptions, decode_picture, found, groups
+from world_model.data.source import NamedClip, SourceOptions, decode_image, found, groups
 
 PREFIX = "something-something-v2-"
 
@@ -49,8 +49,8 @@ class SomethingV2:
     def _read(self, unit: str) -> Recording:
         clip = self.options.path / unit
         if clip.is_dir():
-            pictures = sorted(clip.glob("*.jpg"), key=lambda file: int(file.stem))
-            return self.options.recording(decode_picture(picture.read_bytes()) for picture in pictures)
+            images = sorted(clip.glob("*.jpg"), key=lambda file: int(file.stem))
+            return self.options.recording(decode_image(image.read_bytes()) for image in images)
         return self.options.recording(_frames(clip))
 
     def _classes(self) -> dict[str, int]:

@@ -39,8 +39,8 @@ def _record(head: bytes, read: Callable[[int], bytes]) -> bytes | None:
     if len(head) < 12:
         return None
     length, check = struct.unpack("<QI", head)
-    # The message's own checksum is left alone: a table-driven CRC of every picture in Python would take longer than
-    # reading it, and a damaged message shows when it is parsed or its pictures are decoded.
+    # The message's own checksum is left alone: a table-driven CRC of every image in Python would take longer than
+    # reading it, and a damaged message shows when it is parsed or its images are decoded.
     if check != masked_crc32c(head[:8]):
         return None
     record = read(length)

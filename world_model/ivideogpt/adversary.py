@@ -1,11 +1,11 @@
-"""A discriminator beside the tokenizer, for large pictures that L1 and LPIPS leave soft (256 x 256 in the paper).
+"""A discriminator beside the tokenizer, for large images that L1 and LPIPS leave soft (256 x 256 in the paper).
 
 It learns to tell decoded frames from true ones by a hinge loss, and the tokenizer to be mistaken for true. That term is
 weighed so that its gradient at the last layer is as large as the perceptual loss's (VQGAN, Esser et al., arXiv
 2012.09841, equation 7). Strided convolutions under spectral norm, instance norm, and one verdict for each patch, as in
 the official code; there it learns on a batch of its own, here on the one that the tokenizer has just learned from.
 
-Letters: P pictures, H W their size, h w the map of verdicts.
+Letters: P images, H W their size, h w the map of verdicts.
 """
 
 from collections.abc import Sequence
@@ -44,10 +44,10 @@ class Discriminator(nn.Sequential):
             layers.append(nn.LeakyReLU(0.2))
         super().__init__(*layers, nn.Conv2d(channels[-1], 1, 1))
 
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """(P, 3, H, W) in [0, 1] -> verdicts (P, 1, h, w), high for true; in float32, as the norms want."""
-        with torch.autocast(pictures.device.type, enabled=False):
-            return super().forward(pictures.float())
+        with torch.autocast(images.device.type, enabled=False):
+            return super().forward(images.float())
 
 
 class HingeLoss(nn.Module):
@@ -56,7 +56,7 @@ class HingeLoss(nn.Module):
         self.discriminator = discriminator
 
     def forward(self, true: Tensor, decoded: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Pictures (P, 3, H, W) of both kinds -> loss, metrics."""
+        """Images (P, 3, H, W) of both kinds -> loss, metrics."""
         of_true, of_decoded = self.discriminator(torch.cat([true, decoded])).chunk(2)
         loss = F.relu(1 - of_true).mean() + F.relu(1 + of_decoded).mean()
         metrics = {"loss": loss, "true": of_true.mean(), "decoded": of_decoded.mean()}
@@ -72,22 +72,22 @@ class Adversary:
         self.config = config
         self.warmup_updates, self.max_grad_norm = warmup_updates, max_grad_norm
         self.discriminator = Discriminator(config.channels).to(device)
-        self.loss = parallel.spread(HingeLoss(self.discriminator))
+        self.loss = parallel.wrap(HingeLoss(self.discriminator))
         self.optimizer = torch.optim.AdamW(self.discriminator.parameters(), lr=config.lr, weight_decay=0.0, fused=True)
         self.updates = 0
 
-    def judge(self, pictures: Tensor, reference: Tensor, last_layer: Tensor) -> Tensor:
-        """The tokenizer's term: pictures (P, 3, H, W) that it decoded, the loss to weigh against, its last layer."""
+    def judge(self, images: Tensor, reference: Tensor, last_layer: Tensor) -> Tensor:
+        """The tokenizer's term: images (P, 3, H, W) that it decoded, the loss to weigh against, its last layer."""
         self.discriminator.requires_grad_(False).eval()  # without a step of its power iterations
-        verdict = -self.discriminator(pictures).mean()
+        verdict = -self.discriminator(images).mean()
         wanted, got = (
-            parallel.total(torch.autograd.grad(loss, last_layer, retain_graph=True)[0]).norm()
+            parallel.all_reduce_sum(torch.autograd.grad(loss, last_layer, retain_graph=True)[0]).norm()
             for loss in (reference, verdict)
         )
         return self.config.weight * (wanted / got.clamp_min(1e-8)).clamp_max(LARGEST_WEIGHT) * verdict
 
     def update(self, batches: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-        """One gradient step on true and decoded pictures (P, 3, H, W), the parts of a batch."""
+        """One gradient step on true and decoded images (P, 3, H, W), the parts of a batch."""
         self.updates += 1
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * min(1.0, self.updates / max(1, self.warmup_updates))

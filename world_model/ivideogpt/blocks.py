@@ -188,7 +188,7 @@ class CrossAttention(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Picture (B, 3, H, W) -> map (B, latent, H / 2^(levels-1), ...)."""
+    """Image (B, 3, H, W) -> map (B, latent, H / 2^(levels-1), ...)."""
 
     def __init__(
         self,
@@ -223,7 +223,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The mirror of `Encoder`: map -> picture."""
+    """The mirror of `Encoder`: map -> image."""
 
     def __init__(
         self,

@@ -52,7 +52,7 @@ class WorldModelLearner:
 
     Args:
         rhythm: of `sample`; without it everything is due always.
-        discriminator: judges the tokenizer's pictures as well; see `world_model/ivideogpt/adversary.py`.
+        discriminator: judges the tokenizer's images as well; see `world_model/ivideogpt/adversary.py`.
         accumulate: parts that a batch is split into, one after the other in memory.
         sharded: in a process group, whether processes keep shares of the transformer instead of copies.
     """
@@ -85,10 +85,10 @@ class WorldModelLearner:
             for codebook in codebooks.values():
                 codebook.requires_grad_(False)
         tokenizer_loss = TokenizerLoss(model.tokenizer, config.mse_weight, config.motion_weight, perceptual)
-        self.reconstruction_loss = tokenizer_loss.words  # what the tokenizer's pictures are trained on
+        self.reconstruction_loss = tokenizer_loss.description  # what the tokenizer's images are trained on
         self.losses = {
-            "tokenizer": parallel.spread(tokenizer_loss, some_unused=config.quantize_after > 0),
-            "transformer": parallel.spread(
+            "tokenizer": parallel.wrap(tokenizer_loss, some_unused=config.quantize_after > 0),
+            "transformer": parallel.wrap(
                 TransformerLoss(model, {"reward": config.reward_weight}), model.transformer.blocks if sharded else None
             ),
         }
@@ -243,7 +243,7 @@ class WorldModelLearner:
             given.append(rest)
         norm = nn.utils.clip_grad_norm_(self.parameters[name], self.config.max_grad_norm)
         optimizer.step()
-        return parallel.mean(found) | {f"{name}_grad_norm": parallel.whole(norm)}, given
+        return parallel.mean(found) | {f"{name}_grad_norm": parallel.full_state(norm)}, given
 
     def _choose(self, clips: int, future: int, device: torch.device) -> Tensor:
         """Which future frames of each clip to reconstruct, int64 (B, F): any; from a longer span half of them near.
@@ -261,7 +261,7 @@ class WorldModelLearner:
             chosen = draw(future, count)
         else:
             chosen = torch.cat([draw(near, count - count // 2), draw(future, count // 2)], dim=1)
-        return chosen[parallel.mine(rows)]
+        return chosen[parallel.local_slice(rows)]
 
     def _update_tokenizer(self, frames: Tensor) -> dict[str, Tensor]:
         config, context_length = self.config, self.model.layout.context_length
@@ -271,17 +271,17 @@ class WorldModelLearner:
         quantized = self.updates["tokenizer"] >= config.quantize_after
         moving_values = frames.new_ones(())
         if config.motion_weight:
-            moving = parallel.total(moved(target, context[:, -1]).sum())
+            moving = parallel.all_reduce_sum(moved(target, context[:, -1]).sum())
             moving_values = (3 * moving + 1) / (parallel.processes() * self.accumulate)
         adversary = self.adversary
         if adversary is not None and self.updates["tokenizer"] < adversary.config.after_updates:
             adversary = None
-        pictures = list(zip(context.chunk(self.accumulate), target.chunk(self.accumulate), strict=True))
+        images = list(zip(context.chunk(self.accumulate), target.chunk(self.accumulate), strict=True))
         judge = adversary.judge if adversary is not None else None
-        metrics, given = self._step("tokenizer", [(*part, moving_values, quantized, judge) for part in pictures])
+        metrics, given = self._step("tokenizer", [(*part, moving_values, quantized, judge) for part in images])
         outs = [out for (out,) in given]
         if adversary is not None:
-            true = [torch.cat([context.flatten(0, 1), target.flatten(0, 1)]) for context, target in pictures]
+            true = [torch.cat([context.flatten(0, 1), target.flatten(0, 1)]) for context, target in images]
             decoded = [torch.cat([out.context.flatten(0, 1), out.future.flatten(0, 1)]) for out in outs]
             metrics |= adversary.update(list(zip(true, decoded, strict=True)))
         for name, kind in (("quantize", "context"), ("dynamics_quantize", "dynamics")):
@@ -292,12 +292,12 @@ class WorldModelLearner:
     def _watch_codes(self, name: str, ids: Tensor, latents: Tensor) -> dict[str, Tensor]:
         """Note which codes are used and restart the dead ones when due.
 
-        Returns the share in use in the running window, and the perplexity of this batch: as many codes, used equally
-        often, would say as much.
+        Returns the share in use in the running window, and the perplexity of this batch: the effective number of
+        codes in use.
         """
         config, used = self.config, self.used[name]
         counts = torch.zeros(len(used), device=ids.device)
-        counts = parallel.total(counts.scatter_add_(0, ids.flatten(), counts.new_ones(ids.numel())))
+        counts = parallel.all_reduce_sum(counts.scatter_add_(0, ids.flatten(), counts.new_ones(ids.numel())))
         perplexity = torch.special.entr(counts / counts.sum()).sum().exp()
         done = self.updates["tokenizer"] - config.quantize_after  # updates since codes are used
         share = perplexity.new_zeros(())
@@ -308,7 +308,7 @@ class WorldModelLearner:
             if done <= config.revive_codes_until:
                 # At the first update every code is restarted: it spreads a random codebook over what the encoder gives.
                 dead = ~used if done > 1 else torch.ones_like(used)
-                getattr(self.model.tokenizer, name).revive(dead, parallel.joined(latents), self.generator)
+                getattr(self.model.tokenizer, name).revive(dead, parallel.all_gather(latents), self.generator)
             used.zero_()
         return {f"{name}_codes_used": share, f"{name}_perplexity": perplexity}
 
@@ -339,20 +339,20 @@ class WorldModelLearner:
         first, end = layout.first_dynamics_id, layout.first_dynamics_id + layout.dynamics_codes
         random = torch.randint(first, end, whole, generator=self.generator, device=device)
         clean = torch.arange(whole[0], device=device) % 2 == 1
-        hit, random, clean = (drawn[parallel.mine(whole[0])] for drawn in (hit, random, clean))
+        hit, random, clean = (drawn[parallel.local_slice(whole[0])] for drawn in (hit, random, clean))
         hit = hit & ~clean[:, None] & (tokens >= first) & (tokens < end)
         return torch.where(hit, random, tokens), clean
 
     def in_one_piece(self) -> "WorldModelLearner":
         """This learner, its model put together where processes keep shares of it: to look at and to save."""
-        if not parallel.is_cut_up(self.model):
+        if not parallel.is_sharded(self.model):
             return self
         learner, model = copy.copy(self), self.model
         with torch.device("meta"):  # only its shape: weights drawn here would move the random stream of dropout
             learner.model = type(model)(
                 model.tokenizer.config, model.transformer.config, model.action_dim, tuple(model.heads)
             )
-        learner.model.load_state_dict(parallel.whole(model.state_dict()), assign=True)
+        learner.model.load_state_dict(parallel.full_state(model.state_dict()), assign=True)
         for name, buffer in model.named_buffers():  # constants belong to no state and would stay on meta
             module, _, attribute = name.rpartition(".")
             setattr(learner.model.get_submodule(module), attribute, buffer)
@@ -375,7 +375,7 @@ class WorldModelLearner:
     def state(self) -> dict[str, Any]:
         """Everything but the model's weights; loads with `weights_only=True`."""
         return {
-            "optimizers": {name: parallel.whole(optimizer.state_dict()) for name, optimizer in self.optimizers.items()},
+            "optimizers": {name: parallel.full_state(o.state_dict()) for name, o in self.optimizers.items()},
             "updates": dict(self.updates),
             "used": dict(self.used),
             "generator": self.generator.get_state(),

@@ -20,7 +20,7 @@ from world_model.ivideogpt.tokenizer import CompressiveTokenizer, Reconstruction
 from world_model.metrics import moved
 from world_model.metrics.perceptual import LPIPS
 
-# (pictures (P, 3, H, W), the loss to weigh against, a weight of the last layer) -> a term of the loss
+# (images (P, 3, H, W), the loss to weigh against, a weight of the last layer) -> a term of the loss
 Judge = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -41,8 +41,8 @@ class TokenizerLoss(nn.Module):
         self.perceptual = perceptual
 
     @property
-    def words(self) -> str:
-        """What pictures are trained on."""
+    def description(self) -> str:
+        """What images are trained on."""
         terms = ["L1"]
         terms += [f"{self.mse_weight:g} MSE"] if self.mse_weight else []
         terms += [f"{self.motion_weight:g} of it on pixels that move"] if self.motion_weight else []
@@ -63,8 +63,8 @@ class TokenizerLoss(nn.Module):
         """
         out = self.tokenizer(torch.cat([context, target], dim=1), quantized)
         terms = {
-            **self._pictures(target, out.future),
-            **{f"context_{name}": term for name, term in self._pictures(context, out.context).items()},
+            **self._images(target, out.future),
+            **{f"context_{name}": term for name, term in self._images(context, out.context).items()},
         }
         if self.motion_weight:
             moving = moved(target, context[:, -1])  # (B, F, 1, H, W)
@@ -73,15 +73,15 @@ class TokenizerLoss(nn.Module):
         if quantized:
             terms |= {"commit": out.commit_loss, "dynamics_commit": out.dynamics_commit_loss}
         if judge is not None:
-            pictures = torch.cat([out.context.flatten(0, 1), out.future.flatten(0, 1)])
+            images = torch.cat([out.context.flatten(0, 1), out.future.flatten(0, 1)])
             last = self.tokenizer.cond_decoder.conv_out.weight
-            terms["adversarial"] = judge(pictures, terms.get("lpips", terms["pixel"]), last)
+            terms["adversarial"] = judge(images, terms.get("lpips", terms["pixel"]), last)
         loss = torch.stack([term.float() for term in terms.values()]).sum()
         metrics = {f"tokenizer_{name}": term.detach() for name, term in (terms | {"loss": loss}).items()}
         return loss, metrics, Reconstruction(*(field.detach() for field in out))
 
-    def _pictures(self, target: Tensor, output: Tensor) -> dict[str, Tensor]:
-        """Losses between pictures (B, F, 3, H, W)."""
+    def _images(self, target: Tensor, output: Tensor) -> dict[str, Tensor]:
+        """Losses between images (B, F, 3, H, W)."""
         terms = {"pixel": self._error(target, output).mean()}
         if self.perceptual is not None:
             terms["lpips"] = self.perceptual(target.flatten(0, 1), output.flatten(0, 1)).mean()
@@ -106,7 +106,7 @@ def split_targets(clips: Clips | TokenClips, clean: Tensor, parts: int) -> list[
     for name, target in targets.items():
         target = target.where(clean[:, None], torch.nan)
         known = target.isfinite().float()
-        share = parallel.total(known.mean()) / parallel.processes()
+        share = parallel.all_reduce_sum(known.mean()) / parallel.processes()
         for part, values in zip(split, target.chunk(parts), strict=True):
             part[name] = Target(values, values.isfinite().float().mean() / share.clamp_min(1e-6))
     return split

@@ -21,7 +21,7 @@ from world_model.ivideogpt.layout import IGNORE
 from world_model.ivideogpt.tokenizer import CompressiveTokenizer, TokenizerConfig
 from world_model.ivideogpt.transformer import Transformer, TransformerConfig
 
-ALIKE = 0.9  # of the variance of a new transformer's embeddings: what tokens with like codes have in common
+INIT_SHARED_VARIANCE = 0.9  # share of a new transformer's embedding variance that tokens with like codes have in common
 
 
 @contextmanager
@@ -102,7 +102,7 @@ class VideoGPT(nn.Module):
             into = torch.randn(codes.shape[1], rows.shape[1], generator=generator, device=codes.device)
             alike = (codes - codes.mean(0)) / codes.std(0).clamp_min(1e-6) @ into
             alike *= own.std() / alike.std()
-            rows.copy_(mean + ALIKE**0.5 * alike + (1 - ALIKE) ** 0.5 * own)
+            rows.copy_(mean + INIT_SHARED_VARIANCE**0.5 * alike + (1 - INIT_SHARED_VARIANCE) ** 0.5 * own)
         self.transformer.head.weight.copy_(embedding)
         if self.action_linear is not None:
             self.action_linear.weight.normal_(std=float(own.std()), generator=generator)

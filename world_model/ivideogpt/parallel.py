@@ -2,7 +2,7 @@
 
 Every process draws the same random numbers for the whole batch and slices them as well, so what is learned does not
 depend on how many there are, but for the last bits and for dropout. In a process that is alone, without a process group
-of torch.distributed, nothing here does anything. Whatever asks for all of them must be called by all of them.
+of torch.distributed, nothing here does anything. Collectives: every rank must call them.
 """
 
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ def wait() -> None:
         dist.barrier()
 
 
-def mine(count: int) -> slice:
+def local_slice(count: int) -> slice:
     """This process's part of a batch of `count`."""
     share = count // processes()
     return slice(rank() * share, (rank() + 1) * share)
@@ -44,7 +44,7 @@ def mine(count: int) -> slice:
 # -- what all of them know together --------------------------------------------------------------------------------
 
 
-def total(x: Tensor) -> Tensor:
+def all_reduce_sum(x: Tensor) -> Tensor:
     """The sum over processes."""
     if dist.is_initialized():
         x = x.clone()
@@ -55,11 +55,11 @@ def total(x: Tensor) -> Tensor:
 def mean(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Scalars as means over the parts of a batch and over processes, in one exchange."""
     metrics = {name: torch.stack([part[name].float() for part in parts]).mean() for name in parts[0]}
-    values = total(torch.stack(list(metrics.values()))) / processes()
+    values = all_reduce_sum(torch.stack(list(metrics.values()))) / processes()
     return dict(zip(metrics, values, strict=True))
 
 
-def joined(x: Tensor) -> Tensor:
+def all_gather(x: Tensor) -> Tensor:
     """The parts (B, ...) of all processes, one behind the other as in the whole batch."""
     if not dist.is_initialized():
         return x
@@ -80,7 +80,7 @@ def everyone(x: T) -> list[T]:
 # -- modules -------------------------------------------------------------------------------------------------------
 
 
-def spread(module: nn.Module, shards: nn.ModuleList | None = None, some_unused: bool = False) -> nn.Module:
+def wrap(module: nn.Module, shards: nn.ModuleList | None = None, some_unused: bool = False) -> nn.Module:
     """Have the gradients of `module`, whose forward gives the loss, become means over processes.
 
     Args:
@@ -108,21 +108,21 @@ def synchronised(module: nn.Module, now: bool) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
-def is_cut_up(module: nn.Module) -> bool:
+def is_sharded(module: nn.Module) -> bool:
     """Whether processes keep shares of its weights."""
     return any(isinstance(weight, DTensor) for weight in module.parameters())
 
 
-def whole(state: Any) -> Any:
+def full_state(state: Any) -> Any:
     """A nested state with every tensor that is cut up put together."""
     if isinstance(state, DTensor):
         return state.full_tensor()
     if isinstance(state, dict):
-        return {key: whole(value) for key, value in state.items()}
-    return [whole(value) for value in state] if isinstance(state, list) else state
+        return {key: full_state(value) for key, value in state.items()}
+    return [full_state(value) for value in state] if isinstance(state, list) else state
 
 
-def cut_like(x: Tensor, target: Tensor) -> Tensor:
+def shard_like(x: Tensor, target: Tensor) -> Tensor:
     """A whole tensor in the way that `target` is cut up, if it is and their shapes agree."""
     if not isinstance(target, DTensor) or x.shape != target.shape:
         return x
@@ -132,14 +132,14 @@ def cut_like(x: Tensor, target: Tensor) -> Tensor:
 def load_weights(module: nn.Module, state: dict[str, Tensor]) -> None:
     """`module.load_state_dict` of a whole state."""
     own = module.state_dict()
-    module.load_state_dict({name: cut_like(value, own.get(name, value)) for name, value in state.items()})
+    module.load_state_dict({name: shard_like(value, own.get(name, value)) for name, value in state.items()})
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """`optimizer.load_state_dict` of a whole state."""
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     moments = {
-        index: {name: cut_like(value, weights[index]) for name, value in values.items()}
+        index: {name: shard_like(value, weights[index]) for name, value in values.items()}
         for index, values in state["state"].items()
     }
     optimizer.load_state_dict({**state, "state": moments})

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from world_model.ivideogpt.network import VideoGPT, evaluation_mode
-from world_model.ivideogpt.transformer import FewRows
+from world_model.ivideogpt.transformer import PackedLinear
 
 ROOM = 16  # frames that a rollout has room for at first when nobody says how long it will be
 
@@ -116,7 +116,7 @@ class TokenRollout:
         tokenizer, transformer = model.tokenizer, model.transformer
         rows, first = len(context), layout.first_dynamics_id
         # Nothing but a dynamics token can follow: the rest is not scored.
-        self._score = FewRows(transformer.head.weight[first : first + layout.dynamics_codes], rows)
+        self._score = PackedLinear(transformer.head.weight[first : first + layout.dynamics_codes], rows)
         prefix, _ = tokenizer.tokenize(context[:, -layout.context_length :])
         context_ids, _ = layout.split(prefix)
         self._memory = tokenizer.decoding_memory(tokenizer.quantize.embedding(context_ids))
@@ -224,5 +224,5 @@ class TokenRollout:
             other._cache = self._cache.expand(n, layout.stride * min(self._room, self._fitting() - len(self._codes)))
             first = layout.first_dynamics_id
             weight = self._model.transformer.head.weight[first : first + layout.dynamics_codes]
-            other._score = FewRows(weight, len(other._slot))
+            other._score = PackedLinear(weight, len(other._slot))
         return other

@@ -5,7 +5,7 @@ the context's feature maps, so n << N tokens are enough for it; p x p patches of
 Source: iVideoGPT (arXiv 2405.15223), section 3.1 and appendix A.1; weights load from the official checkpoints.
 
 Letters: B clips, K context frames, F future frames, N n tokens a context / future frame, D code width, L tokens.
-Pictures are float in [0, 1]; decoded ones may leave that range a little.
+Images are float in [0, 1]; decoded ones may leave that range a little.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from world_model.ivideogpt.blocks import ConditionalDecoder, ConditionalEncoder,
 from world_model.ivideogpt.layout import TokenLayout
 from world_model.ivideogpt.quantizer import VectorQuantizer
 
-COVER_AT_START = -2.0  # logit of how far a drawn frame covers the last context frame in a model that knows nothing
+INIT_COVER_LOGIT = -2.0  # logit of how far a drawn frame covers the last context frame in a model that knows nothing
 
 
 @dataclass(frozen=True)
@@ -110,10 +110,10 @@ class CompressiveTokenizer(nn.Module):
         )
         mid = config.mid_block_add_attention
         block = config.space_to_depth**2
-        pictures = config.in_channels * block
+        images = config.in_channels * block
         # With `blend` the future branch sees the change and the frame, and gives a frame and where it covers.
-        seen, given = (2 * pictures, pictures + block) if config.blend else (pictures, pictures)
-        self.encoder = Encoder(pictures, latent, **plain, mid_attention=mid)
+        seen, given = (2 * images, images + block) if config.blend else (images, images)
+        self.encoder = Encoder(images, latent, **plain, mid_attention=mid)
         self.cond_encoder = ConditionalEncoder(seen, latent, **plain, resolution=config.inner_resolution, **conditional)
         self.quant_conv = nn.Conv2d(latent, latent, 1)
         self.quantize = VectorQuantizer(config.num_vq_embeddings, latent)
@@ -121,12 +121,12 @@ class CompressiveTokenizer(nn.Module):
         self.quant_linear = nn.Linear(latent * p * p, latent)
         self.dynamics_quantize = VectorQuantizer(config.num_dyn_embeddings, latent)
         self.post_quant_linear = nn.Linear(latent, latent * p * p)
-        self.decoder = Decoder(latent, pictures, **plain, mid_attention=mid)
+        self.decoder = Decoder(latent, images, **plain, mid_attention=mid)
         self.cond_decoder = ConditionalDecoder(
             latent, given, **plain, resolution=config.context_resolution, **conditional
         )
         if config.blend:  # at the start every future frame is grey that hardly covers the last context frame
-            start = torch.cat([torch.full((pictures,), 0.5), torch.full((block,), COVER_AT_START)])
+            start = torch.cat([torch.full((images,), 0.5), torch.full((block,), INIT_COVER_LOGIT)])
             self.cond_decoder.conv_out.bias = nn.Parameter(start)
 
     def _folded(self, frames: Tensor) -> Tensor:

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 # How a transformer that begins at random differs from `initializer_range` (found by measuring, docs/pretraining.md).
-STRONGER = 3.0  # embeddings, queries and keys
-HANDED_ON = 0.1  # attention's output, of what it reads
+INIT_GAIN = 3.0  # embeddings, queries and keys
+INIT_PASS_THROUGH = 0.1  # attention's output, of what it reads
 
 QUERIES = 170  # that a CPU attends to at a time
 
@@ -39,7 +39,7 @@ class TransformerConfig:
     max_position_embeddings: Annotated[int, "[1, inf)"]
 
 
-class FewRows:
+class PackedLinear:
     """The product of a few rows with a weight (E, D): x (..., D) -> (..., E), in the precision of the present autocast.
 
     On a CPU such a product waits for the weight, and at every call oneDNN would bring it into another order first. Here
@@ -57,7 +57,7 @@ class FewRows:
             self.ordered = torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(dtype), rows)
 
     def __call__(self, x: Tensor) -> Tensor:
-        assert not torch.is_grad_enabled(), "FewRows has no gradients"
+        assert not torch.is_grad_enabled(), "PackedLinear has no gradients"
         if self.ordered is None or x.shape[:-1].numel() > self.rows:
             return F.linear(x, self.weight)
         return torch.ops.mkldnn._linear_pointwise(x.to(self.ordered.dtype), self.ordered, None, "none", [], "")
@@ -86,7 +86,7 @@ class KVCache:
         self.own = 0  # tokens held in `keys` and `values`
         self.shared: tuple[Tensor, Tensor] | None = None
         self.linears = [module for module in transformer.blocks.modules() if isinstance(module, nn.Linear)]
-        self.products = {linear: FewRows(linear.weight, 2 * batch) for linear in self.linears}
+        self.products = {linear: PackedLinear(linear.weight, 2 * batch) for linear in self.linears}
 
     @property
     def length(self) -> int:
@@ -132,7 +132,7 @@ class KVCache:
         other.shared = (held[0].contiguous(), held[1].contiguous())
         shape = (self.keys.shape[0], rows, self.keys.shape[2], slots, self.keys.shape[4])
         other.keys, other.values, other.own = self.keys.new_empty(shape), self.values.new_empty(shape), 0
-        other.products = {linear: FewRows(linear.weight, 2 * rows) for linear in self.linears}
+        other.products = {linear: PackedLinear(linear.weight, 2 * rows) for linear in self.linears}
         return other
 
 
@@ -274,13 +274,13 @@ class Transformer(nn.Module):
         # what it reads, and queries and keys have a part common to all tokens, with which it can look for a distance.
         with torch.no_grad():
             self.embedding.weight += config.initializer_range * torch.randn(config.hidden_size)
-            self.embedding.weight *= STRONGER
+            self.embedding.weight *= INIT_GAIN
             self.head.weight.copy_(self.embedding.weight)
             for module in self.modules():
                 if isinstance(module, Attention):
-                    module.qkv.weight[: 2 * config.hidden_size] *= STRONGER
+                    module.qkv.weight[: 2 * config.hidden_size] *= INIT_GAIN
                     module.qkv.weight[2 * config.hidden_size :] = torch.eye(config.hidden_size)
-                    module.out.weight.copy_(HANDED_ON * torch.eye(config.hidden_size))
+                    module.out.weight.copy_(INIT_PASS_THROUGH * torch.eye(config.hidden_size))
 
     def _rotary(self, start: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
         head = self.config.hidden_size // self.config.num_attention_heads

@@ -124,10 +124,10 @@ def read_configs(folder: str | Path, context_length: int | None = None) -> tuple
     tokenizer = _config(TokenizerConfig, raw, TOKENIZER_DEFAULTS)
     raw = _read_json(folder / "transformer/config.json")
     transformer = _config(TransformerConfig, raw, TRANSFORMER_DEFAULTS)
-    if (words := raw.get("vocab_size", tokenizer.layout.vocabulary)) != tokenizer.layout.vocabulary:
+    if (vocabulary := raw.get("vocab_size", tokenizer.layout.vocabulary)) != tokenizer.layout.vocabulary:
         raise WeightsError(
             f"{folder}: the tokenizer makes {tokenizer.layout.vocabulary} kinds of tokens, the transformer knows "
-            f"{words}; they do not belong together"
+            f"{vocabulary}; they do not belong together"
         )
     return tokenizer, transformer
 

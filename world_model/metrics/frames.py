@@ -1,6 +1,6 @@
 """How good a dream is, against what really happened.
 
-Letters: B clips, H horizon. Pictures are float in [0, 1]. Pixels that move are those that differ from the last context
+Letters: B clips, H horizon. Images are float in [0, 1]. Pixels that move are those that differ from the last context
 frame by more than 10/255 in some channel; copying that frame is the predictor to beat on them.
 """
 
@@ -42,15 +42,15 @@ def moving_errors(predicted: Tensor, true: Tensor, last: Tensor) -> Errors:
 
 
 def psnr(predicted: Tensor, true: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB, one for each picture: (..., 3, height, width) -> (...)."""
+    """Peak signal-to-noise ratio in dB, one for each image: (..., 3, height, width) -> (...)."""
     return -10 * (predicted - true).square().mean((-1, -2, -3)).clamp_min(1e-10).log10()
 
 
 def ssim(predicted: Tensor, true: Tensor) -> Tensor:
-    """Structural similarity, one for each picture: (..., 3, height, width) in [0, 1] -> (...).
+    """Structural similarity, one for each image: (..., 3, height, width) in [0, 1] -> (...).
 
     Means over all places where the window fits whole, and over channels (Wang et al., 2004,
-    DOI 10.1109/TIP.2003.819861). Pictures must be at least 11 pixels a side.
+    DOI 10.1109/TIP.2003.819861). Images must be at least 11 pixels a side.
     """
     at = torch.arange(SSIM_WINDOW, device=true.device) - SSIM_WINDOW // 2
     bell = (-at.square() / (2 * SSIM_SIGMA**2)).exp()
@@ -60,7 +60,7 @@ def ssim(predicted: Tensor, true: Tensor) -> Tensor:
         """(P, 1, height, width), separably."""
         return F.conv2d(F.conv2d(x, bell.view(1, 1, -1, 1)), bell.view(1, 1, 1, -1))
 
-    a, b = (pictures.float().reshape(-1, 1, *pictures.shape[-2:]) for pictures in (predicted, true))
+    a, b = (images.float().reshape(-1, 1, *images.shape[-2:]) for images in (predicted, true))
     mean_a, mean_b = blur(a), blur(b)
     var_a, var_b = blur(a * a) - mean_a**2, blur(b * b) - mean_b**2
     covariance = blur(a * b) - mean_a * mean_b

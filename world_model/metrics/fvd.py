@@ -43,11 +43,11 @@ class I3D:
         """Clips (B, T, 3, H, W) in [0, 1] -> (B, D). Raises WeightsError where the file is some other model."""
         if clips.shape[1] < LEAST_FRAMES:
             raise ValueError(f"FVD needs clips of {LEAST_FRAMES} frames or more, these have {clips.shape[1]}")
-        pictures = 255 * clips.float().transpose(1, 2)  # (B, 3, T, H, W)
+        images = 255 * clips.float().transpose(1, 2)  # (B, 3, T, H, W)
         try:
             # The file itself scales to [-1, 1] and to 224 pixels a side, and stops before the softmax.
             options = dict(rescale=True, resize=True, return_features=True)
-            return torch.cat([self.model(part, **options) for part in pictures.split(CLIPS)])
+            return torch.cat([self.model(part, **options) for part in images.split(CLIPS)])
         except RuntimeError as error:
             raise WeightsError(f"{FILE} is not the I3D that is expected: {str(error).splitlines()[0]}") from None
 

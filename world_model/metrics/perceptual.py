@@ -17,11 +17,11 @@ from world_model.ivideogpt.weights import WeightsError
 
 WIDTHS = (64, 128, 256, 512, 512)  # channels of the five stages
 DEPTHS = (2, 2, 3, 3, 3)  # convolutions of each stage
-MEAN, STD = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # input scaling for pictures in [-1, 1]
+MEAN, STD = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # input scaling for images in [-1, 1]
 
 
 class LPIPS(nn.Module):
-    """Distance between pictures; frozen."""
+    """Distance between images; frozen."""
 
     mean: Tensor
     std: Tensor
@@ -63,8 +63,8 @@ class LPIPS(nn.Module):
             raise WeightsError(f"{folder} holds no LPIPS-VGG weights: {error}") from None
         return model
 
-    def _stages(self, pictures: Tensor) -> list[Tensor]:
-        x, stages = (pictures * 2 - 1 - self.mean) / self.std, []
+    def _stages(self, images: Tensor) -> list[Tensor]:
+        x, stages = (images * 2 - 1 - self.mean) / self.std, []
         for i, layer in enumerate(self.features):
             x = layer(x)
             if i in self.taps:
@@ -72,6 +72,6 @@ class LPIPS(nn.Module):
         return stages
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W) in [0, 1] -> distance (B,)."""
+        """Images (B, 3, H, W) in [0, 1] -> distance (B,)."""
         pairs = zip(self._stages(a), self._stages(b), self.heads, strict=True)
         return sum(((x - y).square() * head).sum(1).mean((1, 2)) for x, y, head in pairs)

@@ -25,10 +25,10 @@ def length(episode: int) -> int:
 
 def frames(episode: int, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
     """uint8 (T, height, width, 3)"""
-    pictures = np.zeros((length(episode), height, width, 3), np.uint8)
-    pictures[..., 0], pictures[..., 2] = 60 * episode + 40, 120
-    pictures[..., 1] = 40 * np.arange(length(episode))[:, None, None]
-    return pictures
+    images = np.zeros((length(episode), height, width, 3), np.uint8)
+    images[..., 0], images[..., 2] = 60 * episode + 40, 120
+    images[..., 1] = 40 * np.arange(length(episode))[:, None, None]
+    return images
 
 
 def actions(episode: int, size: int = 3, steps: int | None = None) -> np.ndarray:
@@ -43,12 +43,12 @@ def rewards(episode: int) -> np.ndarray:
 
 
 def npz() -> None:
-    """As thuml/iVideoGPT's datasets/preprocess_bair.py writes BAIR: int64 pictures of two cameras."""
+    """As thuml/iVideoGPT's datasets/preprocess_bair.py writes BAIR: int64 images of two cameras."""
     folder = HERE / "npz" / "train"
     folder.mkdir(parents=True, exist_ok=True)
     for e in range(2):
-        pictures = frames(e, 16, 16).astype(np.int64)
-        np.savez_compressed(folder / f"traj_{e:05d}.npz", image=pictures, action=actions(e), aux1_image=255 - pictures)
+        images = frames(e, 16, 16).astype(np.int64)
+        np.savez_compressed(folder / f"traj_{e:05d}.npz", image=images, action=actions(e), aux1_image=255 - images)
 
 
 def bair() -> None:
@@ -59,8 +59,8 @@ def bair() -> None:
     with tf.io.TFRecordWriter(str(folder / "traj_0_to_1.tfrecords")) as writer:
         for e in range(2):
             feature = {}
-            for t, (picture, action) in enumerate(zip(frames(e, 64, 64)[:3], actions(e, 4), strict=False)):
-                raw = tf.train.BytesList(value=[picture.tobytes()])
+            for t, (image, action) in enumerate(zip(frames(e, 64, 64)[:3], actions(e, 4), strict=False)):
+                raw = tf.train.BytesList(value=[image.tobytes()])
                 feature[f"{t}/image_aux1/encoded"] = tf.train.Feature(bytes_list=raw)
                 feature[f"{t}/action"] = tf.train.Feature(float_list=tf.train.FloatList(value=action))
             writer.write(tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString())
@@ -98,36 +98,36 @@ def rlds() -> None:
             for e in range(2):
                 steps = [
                     {
-                        "observation": {"image": picture, "wrist": picture[:8, :8]},
+                        "observation": {"image": image, "wrist": image[:8, :8]},
                         "action": {"world_vector": action[:2], "open_gripper": t % 2 == 1, "rotation": [-0.5]},
                         "reward": reward,
                         "is_last": t == length(e) - 1,
                         "language_instruction": "do it",
                     }
-                    for t, (picture, action, reward) in enumerate(zip(frames(e), actions(e), rewards(e), strict=True))
+                    for t, (image, action, reward) in enumerate(zip(frames(e), actions(e), rewards(e), strict=True))
                 ]
                 yield e, {"steps": steps, "episode_id": str(e)}
 
     ToyRobot(data_dir=HERE / "rlds").download_and_prepare()
 
 
-def encode(pictures: np.ndarray, container: str, codec: str, file: object, **options: str) -> None:
-    """Pictures (T, height, width, 3) as video at 10 frames a second."""
+def encode(images: np.ndarray, container: str, codec: str, file: object, **options: str) -> None:
+    """Images (T, height, width, 3) as video at 10 frames a second."""
     import av
 
     with av.open(file, "w", format=container) as out:
         stream = out.add_stream(codec, rate=10, options=options)
-        stream.height, stream.width, stream.pix_fmt = *pictures.shape[1:3], "yuv420p"
-        for picture in pictures:
-            out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        stream.height, stream.width, stream.pix_fmt = *images.shape[1:3], "yuv420p"
+        for image in images:
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         out.mux(stream.encode(None))
 
 
-def jpeg(picture: np.ndarray) -> bytes:
+def jpeg(image: np.ndarray) -> bytes:
     from PIL import Image
 
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, "JPEG", quality=95)
+    Image.fromarray(image).save(file, "JPEG", quality=95)
     return file.getvalue()
 
 
@@ -149,11 +149,11 @@ def robonet() -> None:
             file["env"].attrs.update(n_cams=1, cam_encoding="jpg" if e else "mp4")
             file.create_group("metadata").attrs.update(primitives="" if e else "autograsp", robot=name.split("_")[0])
             if e:
-                for t, picture in enumerate(frames(e)):
+                for t, image in enumerate(frames(e)):
                     data = file.create_dataset(
-                        f"env/cam0_video/frame{t}", data=np.frombuffer(jpeg(picture[..., ::-1]), np.uint8)
+                        f"env/cam0_video/frame{t}", data=np.frombuffer(jpeg(image[..., ::-1]), np.uint8)
                     )
-                    data.attrs.update(shape=picture.shape, image_format="BGR")
+                    data.attrs.update(shape=image.shape, image_format="BGR")
             else:
                 video = io.BytesIO()
                 encode(frames(e), "mp4", "libx264", video, crf="10")
@@ -168,8 +168,8 @@ def ssv2() -> None:
     encode(frames(0), "webm", "libvpx-vp9", str(folder / "7.webm"), crf="10")
     for number, e in ((12, 1), (13, 0)):
         (folder / str(number)).mkdir(exist_ok=True)
-        for t, picture in enumerate(frames(e)):
-            (folder / str(number) / f"{t + 1:06d}.jpg").write_bytes(jpeg(picture))
+        for t, image in enumerate(frames(e)):
+            (folder / str(number) / f"{t + 1:06d}.jpg").write_bytes(jpeg(image))
     labels = folder.parent / "labels"
     labels.mkdir(exist_ok=True)
     classes = {"Closing something": "5", "Pouring something into something": "59"}
@@ -197,8 +197,8 @@ def lerobot() -> None:
     }
     dataset = LeRobotDataset.create("toy/robot", fps=10, features=features, root=folder)
     for e in range(2):
-        for picture, action, reward in zip(frames(e), actions(e), rewards(e), strict=True):
-            dataset.add_frame({camera: picture, "action": action, "next.reward": reward[None], "task": "do it"})
+        for image, action, reward in zip(frames(e), actions(e), rewards(e), strict=True):
+            dataset.add_frame({camera: image, "action": action, "next.reward": reward[None], "task": "do it"})
         dataset.save_episode(parallel_encoding=False)
     dataset.finalize()
 
