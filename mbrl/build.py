@@ -204,7 +204,7 @@ def make_onestep(settings: Settings, env: envs.PixelEnv, device: torch.device) -
     if settings.image_size % 8:
         raise UserError(f"image_size={settings.image_size} must be a multiple of 8 for world_model.kind=onestep")
     model = OneStep(config, env.action_space.shape[0], settings.world_model.heads)
-    world = OneStepWorld(model, settings.image_size, device, settings.action_repeat)
+    world = OneStepWorld(model, settings.image_size, device, settings.action_repeat, config.update_every_frames)
     if pretrained != "none":
         model.load_pretrained(find_pretrained(pretrained, "world_model.onestep_pretrained"))
     return world

@@ -17,7 +17,7 @@ from mbrl.validate import validate
 from tests.tiny import different, train
 from tests.tiny_world import make_clips
 from world_model import Origin, WeightsError, imagine
-from world_model.onestep import OneStep, OneStepConfig, OneStepWorld
+from world_model.onestep import OneStep, OneStepConfig, OneStepLearning, OneStepWorld
 
 CPU = torch.device("cpu")
 CONFIG = OneStepConfig(
@@ -89,9 +89,15 @@ def test_a_replay_knows_where_its_starts_are():
 # -- the one-step predictor --------------------------------------------------------------------------------------------
 
 
+def given(config):
+    """What is kept with the weights: the keys of the network and its learning."""
+    return {field.name: getattr(config, field.name) for field in dataclasses.fields(OneStepLearning)}
+
+
 def make_onestep(seed=0, **changes):
     torch.manual_seed(seed)
-    return OneStepWorld(OneStep(dataclasses.replace(CONFIG, **changes), 3, ("reward", "success")), 32, CPU, 2)
+    config = dataclasses.replace(CONFIG, **changes)
+    return OneStepWorld(OneStep(config, 3, ("reward", "success")), 32, CPU, 2, config.update_every_frames)
 
 
 def test_it_learns_a_world_that_it_can_see():
@@ -132,12 +138,31 @@ def test_what_a_one_step_world_saves_and_when_it_learns(tmp_path):
     for each in (world, other):
         each.update(clips)
     assert all(torch.equal(a, b) for a, b in zip(world.weights().values(), other.weights().values(), strict=True))
+    again = OneStep.from_pretrained(tmp_path)
+    assert (again.config, again.resolution) == (OneStepLearning(**given(world.config)), 32)
     with pytest.raises(WeightsError, match="is missing"):
         other.model.load_pretrained(tmp_path / "nothing")
     with pytest.raises(WeightsError, match="does not fit this one-step model"):
         make_onestep(width=16).model.load_pretrained(tmp_path)
     with pytest.raises(ValueError, match="a dream needs 2 context frames"):
         world.start(clips.frames[:, :1])
+
+
+def test_heads_that_were_saved_need_not_be_those_that_are_wanted(tmp_path):
+    """Pre-trained with a reward head, used with a success head beside it, and the other way round."""
+    both, reward = make_onestep().model, OneStepWorld(OneStep(CONFIG, 3), 32, CPU).model
+    with torch.no_grad():
+        both.heads["success"].bias.fill_(1.0)
+        reward.heads["reward"].bias.fill_(2.0)
+    for source, target in ((reward, both), (both, reward)):
+        source.save_pretrained(tmp_path)
+        target.load_pretrained(tmp_path)
+        assert torch.equal(source.out.weight, target.out.weight)
+    assert both.heads["success"].bias.item() == 1.0
+    assert both.heads["reward"].bias.item() == reward.heads["reward"].bias.item() == 2.0
+    (tmp_path / "config.json").write_text('{"kind": "onestep"}')
+    with pytest.raises(WeightsError, match="config.json is damaged"):
+        OneStep.from_pretrained(tmp_path)
 
 
 # -- in the loop -------------------------------------------------------------------------------------------------------

@@ -13,10 +13,11 @@ Letters: B clips, K frames seen, T frames of a clip, A action, C channels.
 from __future__ import annotations
 
 import json
+import math
 import threading
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -31,24 +32,31 @@ from world_model.heads import HEADS, Head
 from world_model.metrics import moved, moving_errors
 from world_model.precision import autocast_dtype
 
+KIND = "onestep"  # in config.json
 INIT_GATE_LOGIT = -2.0  # logit of the gate of a network that knows nothing
 
 
 @dataclass(frozen=True)
-class OneStepConfig:
+class OneStepLearning:
     """Sizes of the network and how it learns."""
 
     width: Annotated[int, "[8, inf)"]  # channels at half the resolution; twice and four times as many below
     frames: Annotated[int, "[1, inf)"]  # K
     steps: Annotated[int, "[1, inf)"]  # predicted in a row while learning
     batch_size: Annotated[int, "[1, inf)"]
-    update_every_frames: Annotated[int, "[1, inf)"]
     lr: Annotated[float, "(0, inf)"]
     max_grad_norm: Annotated[float, "(0, inf)"]
     mse_weight: Annotated[float, "[0, inf)"]  # beside L1
     motion_weight: Annotated[float, "[0, inf)"]  # of the error on moving pixels alone
     reward_weight: Annotated[float, "[0, inf)"]
     precision: Literal["auto", "fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class OneStepConfig(OneStepLearning):
+    """The same beside an agent."""
+
+    update_every_frames: Annotated[int, "[1, inf)"]
 
 
 class Residual(nn.Module):
@@ -65,7 +73,7 @@ class Residual(nn.Module):
 
 
 class OneStep(nn.Module):
-    def __init__(self, config: OneStepConfig, action_dim: int, heads: Collection[str] = ("reward",)) -> None:
+    def __init__(self, config: OneStepLearning, action_dim: int, heads: Collection[str] = ("reward",)) -> None:
         super().__init__()
         self.config, self.action_dim = config, action_dim
         w = config.width
@@ -74,11 +82,13 @@ class OneStep(nn.Module):
         )
         self.action = nn.Linear(action_dim, 4 * w)
         self.middle = nn.ModuleList(Residual(4 * w) for _ in range(2))
-        self.up = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in ((4 * w, 2 * w), (4 * w, w), (2 * w, 16)))
-        self.out = nn.Conv2d(16, 4, 3, padding=1)
+        # Twice the resolution by `pixel_shuffle`: four channels become a block of 2 x 2 pixels.
+        self.up = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in ((4 * w, 8 * w), (4 * w, 4 * w)))
+        self.last = nn.Conv2d(2 * w, w, 3, padding=1)
+        self.out = nn.Conv2d(w, 4 * 4, 3, padding=1)
         nn.init.zeros_(self.out.weight)
         with torch.no_grad():
-            cast(Tensor, self.out.bias).copy_(torch.tensor([0.5, 0.5, 0.5, INIT_GATE_LOGIT]))
+            cast(Tensor, self.out.bias).copy_(torch.tensor([0.5, 0.5, 0.5, INIT_GATE_LOGIT]).repeat_interleave(4))
         self.read = nn.LazyLinear(8 * w)
         self.heads = nn.ModuleDict({name: HEADS[name](8 * w) for name in heads})
 
@@ -94,30 +104,68 @@ class OneStep(nn.Module):
             x = block(x, condition)
         read = F.silu(self.read(x.flatten(1)))
         raw = {name: cast(Head, head)(read) for name, head in self.heads.items()}
-        for conv, skip in zip(self.up, (skips[1], skips[0], None), strict=True):
-            x = F.silu(conv(F.interpolate(x, scale_factor=2)))
-            x = x if skip is None else torch.cat([x, skip], dim=1)
-        image, gate = self.out(x).float().split([3, 1], dim=1)
+        for conv, skip in zip(self.up, (skips[1], skips[0]), strict=True):
+            x = torch.cat([F.silu(F.pixel_shuffle(conv(x), 2)), skip], dim=1)
+        x = self.out(F.silu(self.last(x)))
+        image, gate = F.pixel_shuffle(x.float(), 2).split([3, 1], dim=1)
         return torch.lerp(frames[:, -1], image, gate.sigmoid()), raw
+
+    @property
+    def resolution(self) -> int:
+        """Height and width of a frame, pixels; of a model that has seen one or was loaded."""
+        return 8 * math.isqrt(self.read.weight.shape[1] // (4 * self.config.width))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json and model.safetensors."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        sizes = asdict(self.config) | {"action_dim": self.action_dim, "heads": list(self.heads)}
-        (folder / "config.json").write_text(json.dumps({"kind": "onestep"} | sizes, indent=1))
+        config = {field.name: getattr(self.config, field.name) for field in fields(OneStepLearning)}
+        about = {"kind": KIND} | config | {"action_dim": self.action_dim, "heads": list(self.heads)}
+        (folder / "config.json").write_text(json.dumps(about, indent=1))
         (folder / "model.safetensors").write_bytes(safetensors.torch.save(self.state_dict()))
 
     def load_pretrained(self, folder: str | Path) -> None:
-        """Take over the weights in `folder`. Raises WeightsError if they are missing, damaged or of other sizes."""
-        path = Path(folder) / "model.safetensors"
+        """Take over the weights in `folder`; a head that was not saved there stays as it is, one too many is left out.
+
+        Raises WeightsError: they are missing, damaged or of other sizes.
+        """
+        path, own = Path(folder) / "model.safetensors", self.state_dict()
         try:
-            self.load_state_dict(safetensors.torch.load_file(path))
+            saved = safetensors.torch.load_file(path)
+            kept = {name: value for name, value in own.items() if name.startswith("heads.")}
+            self.load_state_dict(
+                kept | {name: value for name, value in saved.items() if name in own or not name.startswith("heads.")}
+            )
         except FileNotFoundError:
             raise WeightsError(f"no one-step model here: {path} is missing") from None
         except (SafetensorError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise WeightsError(f"{path} does not fit this one-step model: {reason}") from None
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, precision: str | None = None) -> OneStep:
+        """The model that was saved in `folder`, to be computed in `precision` (None: the one that it learned in).
+
+        Raises WeightsError: it is missing or damaged.
+        """
+        path = Path(folder) / "config.json"
+        try:
+            stored = json.loads(path.read_text())
+            stored["precision"] = precision or stored["precision"]
+            config = OneStepLearning(**{field.name: stored[field.name] for field in fields(OneStepLearning)})
+            model = cls(config, stored["action_dim"], stored["heads"])
+        except FileNotFoundError:
+            raise WeightsError(f"no one-step model here: {path} is missing") from None
+        except (ValueError, KeyError) as error:
+            raise WeightsError(f"{path} is damaged: {error}") from None
+        model.load_pretrained(folder)
+        return model
+
+
+def holds_onestep(folder: str | Path) -> bool:
+    """Whether a one-step model was saved in `folder`."""
+    path = Path(folder) / "config.json"
+    return path.exists() and f'"kind": "{KIND}"' in path.read_text()
 
 
 class OneStepWorld:
@@ -126,10 +174,18 @@ class OneStepWorld:
     Args:
         resolution: height and width of a frame, pixels.
         action_repeat: frames of a decision.
+        update_every_frames: how often `sample` finds an update due.
     """
 
-    def __init__(self, model: OneStep, resolution: int, device: torch.device, action_repeat: int = 1) -> None:
-        self._action_repeat = action_repeat
+    def __init__(
+        self,
+        model: OneStep,
+        resolution: int,
+        device: torch.device,
+        action_repeat: int = 1,
+        update_every_frames: int = 1,
+    ) -> None:
+        self._action_repeat, self._update_every_frames = action_repeat, update_every_frames
         self.model, self.config, self.device = model.to(device), model.config, device
         self.context_length = model.config.frames
         self.heads = tuple(model.heads)
@@ -169,12 +225,12 @@ class OneStepWorld:
         return FrameRollout(context, self._predict)
 
     def sample(self, clips: ClipSampler, frame: int | None = None) -> tuple[Clips] | None:
-        if frame is not None and not is_due(frame, self.config.update_every_frames, self._action_repeat):
+        if frame is not None and not is_due(frame, self._update_every_frames, self._action_repeat):
             return None
         return (clips.clips(self.config.batch_size, self.context_length + self.config.steps),)
 
-    def update(self, clips: Clips) -> dict[str, Tensor]:
-        """One gradient step on clips (B, K + steps, ...)."""
+    def update(self, clips: Clips, rate: float = 1.0) -> dict[str, Tensor]:
+        """One gradient step on clips (B, K + steps, ...), at `rate` times the learning rate."""
         config, known = self.config, self.context_length
         targets = clips.targets()
         frames, raw = clips.frames[:, :known], list[dict[str, Tensor]]()
@@ -197,6 +253,8 @@ class OneStepWorld:
                     loss = cast(Head, head).loss(said, targets[name][:, known - 1 : -1])
                     terms[name] = loss * (config.reward_weight if name == "reward" else 1.0)
             loss = torch.stack(list(terms.values())).sum()
+            for group in self._optimizer.param_groups:
+                group["lr"] = rate * config.lr
             self._optimizer.zero_grad(set_to_none=True)
             loss.backward()
             norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.max_grad_norm)

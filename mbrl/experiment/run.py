@@ -295,9 +295,14 @@ def _check_same_run(
     return longer
 
 
-def check_same_config(folder: Path, settings: Any, among: Collection[str]) -> None:
-    """Raises UserError if one of the keys `among` has another value than in the config of this folder."""
-    before, now = flatten(_read_config(folder / CONFIG)), flatten(to_dict(settings))
+def check_same_config(
+    folder: Path, settings: Any, among: Collection[str], added: Mapping[str, Any] | None = None
+) -> None:
+    """Raises UserError if one of the keys `among` has another value than in the config of this folder.
+
+    `added`: what keys mean that a config from before there were such keys does not have.
+    """
+    before, now = dict(added or {}) | flatten(_read_config(folder / CONFIG)), flatten(to_dict(settings))
     keys = [key for key in now | before if key in among and before.get(key) != now.get(key)]
     _refuse(folder, keys, before, now, "choose another folder to keep both, or remove this one")
 

@@ -3,13 +3,15 @@
 The paper's protocol (iVideoGPT, arXiv 2405.15223, Table 1): each test clip is predicted many times from its first
 frames; of each frame metric the best prediction of a clip counts, FVD compares all predictions with all clips. A model
 with action weights predicts under the actions that were taken, one without them by itself; with `goal=true` the first
-frame given is the clip's last. Results go to runs/predictions/<name>/: metrics.json, metrics.md and images.
+frame given is the clip's last. Both kinds of model are asked through one contract, `world_model/api.py`.
+Results go to runs/predictions/<name>/: metrics.json, metrics.md and images.
 
 Letters: B clips of a batch, S predictions of each, K frames given, H predicted, n tokens a frame.
 """
 
 import dataclasses
 import json
+import time
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -23,16 +25,14 @@ from mbrl.build import find_pretrained
 from mbrl.experiment.run import provenance, stream_seed
 from mbrl.experiment.settings import Count, Device, Positive, Range, UserError, load_plain, pick_device, to_dict
 from mbrl.experiment.video import Images, comparison, error_images, write_film, write_gif, write_mp4
+from mbrl.predict.models import load_predictor
 from mbrl.predict.scores import TABLE, Predicted, Scores, table
 from mbrl.pretrain.models import held_out_every
 from mbrl.rollout import to_float, to_uint8
-from world_model import IVideoGPT
-from world_model.api import Clips
+from world_model.api import Clips, imagine
 from world_model.data import ClipDataset, DataError, goal_first
-from world_model.ivideogpt.weights import read_configs, read_heads
 from world_model.metrics.fvd import I3D, LEAST_FRAMES
 from world_model.metrics.perceptual import LPIPS
-from world_model.precision import autocast_dtype
 
 FPS = 4.0
 
@@ -70,28 +70,36 @@ class Prediction:
         s = self.settings = settings
         self.device = pick_device(s.device)
         folder = find_pretrained(s.model, "model")
-        heads = read_heads(folder)
-        stored = read_configs(folder)[0].context_length
+        self.model = load_predictor(folder, s.context_length, s.precision, self.device)
+        # A model without tokens draws nothing: all its predictions of a clip are one.
+        self.samples = s.samples if self.model.tokens else 1
         self.held_out_every = held_out_every(folder, s.data, s.held_out_every)
         data = ClipDataset(s.data, s.part, self.held_out_every)
+        self._check(data)
         self.missing: dict[str, str] = {}  # metric -> why there is none
-        if heads.action_dim and heads.action_dim != data.action_dim:
-            raise UserError(f"{s.model} wants {heads.action_dim} action numbers, {s.data} has {data.action_dim}")
-        self.model = IVideoGPT.from_pretrained(folder, heads.action_dim, s.context_length or stored).to(self.device)
-        self.model.eval()
-        size = self.model.tokenizer.config.resolution
-        if data.frame_shape != (3, size, size):
-            raise UserError(f"{s.data} has frames {data.frame_shape}, {s.model} wants (3, {size}, {size})")
-        if s.goal and self.known < 2:
-            raise UserError("goal=true needs a model with two context frames: the goal and the first frame")
-        if "reward" not in heads.heads:
+        if "reward" not in self.model.heads:
             self.missing |= dict.fromkeys(("reward_mae", "reward_correlation"), "the model has no reward head")
-        if s.horizon < 2:
+        if self.model.tokens is None:
+            self.missing |= dict.fromkeys(("copied_tokens", "copied_tokens_true"), "the model has no tokens")
+        elif s.horizon < 2:
             self.missing |= dict.fromkeys(("copied_tokens", "copied_tokens_true"), "horizon=1 has no frame before")
         self.clips = cut(data, self.known, s)
         self.lpips, self.i3d = self._judges()
-        dtype = autocast_dtype(s.precision, self.device)
-        self.autocast = lambda: torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+        self.predicted_frames, self.seconds = 0, 0.0  # of all predictions so far
+
+    def _check(self, data: ClipDataset) -> None:
+        """Raises UserError if the model does not go with the data or with another key."""
+        s, model = self.settings, self.model
+        if model.action_dim and model.action_dim != data.action_dim:
+            raise UserError(f"{s.model} wants {model.action_dim} action numbers, {s.data} has {data.action_dim}")
+        if data.frame_shape != (3, model.resolution, model.resolution):
+            wanted = (3, model.resolution, model.resolution)
+            raise UserError(f"{s.data} has frames {data.frame_shape}, {s.model} wants {wanted}")
+        if s.goal and self.known < 2:
+            raise UserError("goal=true needs a model with two context frames: the goal and the first frame")
+        for key in ("with_context", "decouple"):
+            if getattr(s, key) and model.tokens is None:
+                raise UserError(f"{key}=true needs a tokenizer, which {s.model} does not have")
 
     def _judges(self) -> tuple[LPIPS | None, I3D | None]:
         """The networks that some metrics need, where their weights are at hand."""
@@ -111,24 +119,29 @@ class Prediction:
     @property
     def known(self) -> int:
         """K"""
-        return self.model.layout.context_length
+        return self.model.context_length
 
     @torch.no_grad()
     def run(self) -> tuple[dict[str, float | None], dict[str, Images]]:
         """All metrics, None where one is missing, and the images of the first clips by their names."""
         s, total = self.settings, len(self.clips.frames)
-        scores, images = Scores(self.model, s.with_context, self.lpips, self.i3d), []
-        with tqdm(total=total * s.samples, unit="prediction", dynamic_ncols=True) as bar:
-            size = max(1, s.batch_size // s.samples)
+        scores, images = Scores(self.known, self.model.tokens, s.with_context, self.lpips, self.i3d), []
+        with tqdm(total=total * self.samples, unit="prediction", dynamic_ncols=True) as bar:
+            size = max(1, s.batch_size // self.samples)
             for first in range(0, total, size):
                 rows = slice(first, first + size)
                 batch = self.clips.map(partial(_rows, rows=rows, device=self.device))
                 true = to_float(batch.frames)
                 scores.start(true)
-                for drawn in range(0, s.samples, s.batch_size):
-                    count = min(s.batch_size, s.samples - drawn)
+                for drawn in range(0, self.samples, s.batch_size):
+                    count = min(s.batch_size, self.samples - drawn)
                     seed = stream_seed(s.seed, "prediction", f"{first} {drawn}")
+                    started = time.perf_counter()
                     predicted = self.predict(true, batch.actions, count, seed)
+                    if self.device.type == "cuda":
+                        torch.cuda.synchronize(self.device)
+                    self.seconds += time.perf_counter() - started
+                    self.predicted_frames += len(true) * count * s.horizon
                     scores.add(true, batch.rewards, predicted)
                     bar.update(len(true) * count)
                     if not drawn and first < s.shown:
@@ -148,21 +161,21 @@ class Prediction:
             field.repeat_interleave(count, 0) for field in (true[:, :known], actions[:, known - 1 : -1])
         )
         generator = torch.Generator(self.device).manual_seed(seed)
-        with self.autocast():
-            dream = self.model.imagine(context, actions, s.horizon, s.temperature, s.top_k, generator)
+        with self.model.autocast():
+            dream = imagine(self.model.world, context, actions, s.horizon, s.temperature, s.top_k, generator)
         rewards = dream.actions.new_zeros(dream.actions.shape[:2]) if dream.rewards is None else dream.rewards
-        assert dream.tokens is not None
-        fields = (dream.frames.float(), rewards.float(), dream.tokens)
-        return Predicted(*(field.unflatten(0, (len(true), count)) for field in fields))
+        frames, rewards = (field.float().unflatten(0, (len(true), count)) for field in (dream.frames, rewards))
+        tokens = None if dream.tokens is None else dream.tokens.unflatten(0, (len(true), count))
+        return Predicted(frames, rewards, tokens)
 
     def _show(self, true: Tensor, predicted: Predicted) -> dict[str, Images]:
         """The first prediction of each clip beside the truth, uint8 (B, H, 3, h, w)."""
         future = to_uint8(true[:, self.known :]).cpu().numpy()
         guess = to_uint8(predicted.frames[:, 0]).cpu().numpy()
         shown = {"true": future, "predicted": guess, "error": error_images(future, guess)}
-        if self.settings.decouple:
-            ids = predicted.tokens[:, 0] - self.model.layout.first_dynamics_id
-            shown["without context"] = to_uint8(self.model.tokenizer.decode_alone(ids)).cpu().numpy()
+        if self.settings.decouple and predicted.tokens is not None and (model := self.model.tokens):
+            ids = predicted.tokens[:, 0] - model.layout.first_dynamics_id
+            shown["without context"] = to_uint8(model.tokenizer.decode_alone(ids)).cpu().numpy()
         return shown
 
 
@@ -199,10 +212,11 @@ def write(prediction: Prediction, metrics: dict[str, float | None], images: dict
     about = {
         "held_out_every": prediction.held_out_every,
         "clips": len(prediction.clips.frames),
-        "samples": s.samples,
+        "samples": prediction.samples,
         "frames_given": prediction.known,
         "frames_predicted": s.horizon,
         "conditioned_on_actions": model.action_dim > 0,
+        "frames_per_second": prediction.predicted_frames / prediction.seconds,
         "metrics": metrics,
         "missing": prediction.missing,
         "settings": to_dict(s),
@@ -210,11 +224,12 @@ def write(prediction: Prediction, metrics: dict[str, float | None], images: dict
     }
     (folder / "metrics.json").write_text(json.dumps(about, indent=1) + "\n")
     heading = (
-        f"{s.model} on {s.data} ({s.part}): {about['clips']} clips, {s.samples} predictions of each, "
+        f"{s.model} on {s.data} ({s.part}): {about['clips']} clips, {prediction.samples} predictions of each, "
         f"{prediction.known} frames given, {s.horizon} predicted, "
         f"{'under the true actions' if model.action_dim else 'without actions'}{', goal given' if s.goal else ''}\n\n"
     )
-    (folder / "metrics.md").write_text(heading + table(metrics, prediction.missing))
+    speed = f"\n{about['frames_per_second']:.4g} frames predicted a second, up to {s.batch_size} side by side\n"
+    (folder / "metrics.md").write_text(heading + table(metrics, prediction.missing) + speed)
     write_film(folder / "predictions.png", images, scale=2)
     moving = comparison(images)
     if s.video == "mp4":

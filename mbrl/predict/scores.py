@@ -1,6 +1,6 @@
 """What predictions are worth: every metric of `make predict`, added up batch by batch.
 
-    scores = Scores(model, with_context, lpips, i3d)
+    scores = Scores(known, model, with_context, lpips, i3d)
     for clips in batches:
         scores.start(clips)
         for some in parts_of_the_samples: scores.add(clips, rewards, some)
@@ -44,15 +44,21 @@ class Predicted(NamedTuple):
 
     frames: Tensor  # (B, S, H, 3, h, w)
     rewards: Tensor  # (B, S, H)
-    tokens: Tensor  # (B, S, H, n), ids of the whole vocabulary
+    tokens: Tensor | None  # (B, S, H, n), ids of the whole vocabulary; of a model that has tokens
 
 
 class Scores:
-    """Over predicted frames; `with_context` over whole clips, the given frames as the tokenizer shows them."""
+    """Over predicted frames; `with_context` over whole clips, the given frames as the tokenizer shows them.
 
-    def __init__(self, model: IVideoGPT, with_context: bool, lpips: LPIPS | None, i3d: I3D | None) -> None:
-        self.model, self.with_context, self.lpips, self.i3d = model, with_context, lpips, i3d
-        self.known = model.layout.context_length  # K
+    Args:
+        known: K.
+        model: the one that predicts, if it has tokens; without it nothing is said of tokens.
+    """
+
+    def __init__(
+        self, known: int, model: IVideoGPT | None, with_context: bool, lpips: LPIPS | None, i3d: I3D | None
+    ) -> None:
+        self.known, self.model, self.with_context, self.lpips, self.i3d = known, model, with_context, lpips, i3d
         self.clips = self.predictions = 0
         self.best: dict[str, list[Tensor]] = {}  # of each batch of clips: (B,)
         self.samples: dict[str, list[Tensor]] = {}  # of the batch at hand: parts of (B, S)
@@ -62,17 +68,18 @@ class Scores:
 
     def start(self, true: Tensor) -> None:
         """A new batch of clips (B, K + H, 3, h, w)."""
-        known, layout = self.known, self.model.layout
+        known = self.known
         self.clips += len(true)
         self.samples = {}
         last = true[:, known - 1 : known].expand_as(true[:, known:])
         self._sum("copy_psnr", psnr(last, true[:, known:]).mean(1).sum())
-        tokens, _ = self.model.tokens(true)
-        if true.shape[1] > known + 1:
-            self._sum("copied_tokens_true", copied_share(layout.split(tokens)[1]) * len(true))
         self.given = true[:, :known]  # what stands before the predicted frames where whole clips are judged
-        if self.with_context:
-            self.given = self.model.tokenizer.detokenize(tokens[:, : layout.prefix]).clamp(0, 1)
+        if self.model:
+            tokens, layout = self.model.tokens(true)[0], self.model.layout
+            if true.shape[1] > known + 1:
+                self._sum("copied_tokens_true", copied_share(layout.split(tokens)[1]) * len(true))
+            if self.with_context:
+                self.given = self.model.tokenizer.detokenize(tokens[:, : layout.prefix]).clamp(0, 1)
         if self.i3d:
             self.real.add(self.i3d(true))
 
@@ -99,7 +106,7 @@ class Scores:
         errors = moving_errors(whole[:, known:], target[:, known:], target[:, known - 1])
         self._sum("moving", errors.moving)
         self._sum("copying", errors.copying)
-        if predicted.tokens.shape[2] > 1:
+        if predicted.tokens is not None and predicted.tokens.shape[2] > 1:
             self._sum("copied_tokens", copied_share(predicted.tokens.flatten(0, 1)) * clips * count)
         earned = rewards[:, None, known - 1 : -1].expand_as(predicted.rewards)
         self.rewards.append((predicted.rewards.cpu(), earned.cpu()))

@@ -3,96 +3,43 @@
 First the tokenizer, then the transformer with its action and reward heads on the tokens of the finished tokenizer
 (iVideoGPT, section 4.1). The folder `out` holds logs and checkpoints, so the same command continues after any stop,
 and at the end the model in the official layout, for `world_model.pretrained=<out>/model`. How to start it on many GPUs
-or machines: `mbrl/pretrain/distributed.py`.
+or machines: `mbrl/pretrain/distributed.py`. `kind=onestep` pre-trains the one-step predictor on the same clips instead:
+`mbrl/pretrain/onestep.py`.
 """
 
-import dataclasses
 import functools
-import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, TextIO
+from typing import TextIO
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor
 from tqdm import tqdm, trange
 
 from mbrl.build import at_random, beyond_the_start, check_lengths
 from mbrl.experiment import checkpoints
 from mbrl.experiment.logger import Logger
-from mbrl.experiment.run import CONFIG, PROVENANCE, RunFinished, check_same_config, lock_folder, provenance, stream_seed
-from mbrl.experiment.settings import (
-    Count,
-    Device,
-    Positive,
-    UserError,
-    flatten,
-    load_plain,
-    pick_device,
-    to_dict,
-)
-from mbrl.experiment.video import encode_gif
+from mbrl.experiment.run import RunFinished, lock_folder, stream_seed
+from mbrl.experiment.settings import UserError, load_plain, pick_device, typed_keys
 from mbrl.pretrain import token_cache
 from mbrl.pretrain.distributed import joined_processes
+from mbrl.pretrain.folder import LOG_UPDATES, check_same, held_out_episodes, log_validation, note_start
 from mbrl.pretrain.mixture import load_mixture, weights
 from mbrl.pretrain.models import make_model, note_held_out
-from mbrl.replay import Episode
+from mbrl.pretrain.onestep import OneStepPretraining
+from mbrl.pretrain.settings import PretrainSettings, check_keys
 from mbrl.rollout import to_float
-from mbrl.validate import validate
 from world_model import IVideoGPT
 from world_model.api import Clips
 from world_model.data import ClipDataset, goal_first
-from world_model.data.augmentation import AugmentationConfig, augment
+from world_model.data.augmentation import augment
 from world_model.ivideogpt import parallel
-from world_model.ivideogpt.adversary import DiscriminatorConfig
 from world_model.ivideogpt.config import LearnerConfig, TokenClips
 from world_model.ivideogpt.learner import WorldModelLearner
 
-LOG_UPDATES = 50
 TOKENIZED = 16  # clips at a time
-# Keys that a restart may change: more updates, for one.
-FREE_KEYS = frozenset(
-    {"out", "tokenizer_updates", "transformer_updates", "checkpoint_every_updates", "device", "threads"}
-    | {"accumulate", "sharded"}  # these change the last bits alone
-)
-VALIDATED = 64  # held-out episodes that a validation draws its clips from
-
-
-@dataclasses.dataclass(frozen=True)
-class PretrainSettings:
-    data: str
-    unseen: str
-    mixture: str
-    episodes: Positive | None  # of the training part; None takes all
-    goal: bool
-    out: str
-    schedule: str  # a file of configs/schedules with values for these keys, or "none"
-    preset: str
-    tokenizer: str
-    transformer: str
-    context_length: Positive | None
-    actions: bool
-    rewards: bool
-    start_from: str
-    stage: Literal["tokenizer", "transformer", "both"]
-    tokenizer_updates: Count
-    transformer_updates: Count
-    validate_every_updates: Positive
-    checkpoint_every_updates: Positive
-    cached_clips: Count  # 0 tokenizes every batch anew
-    held_out_every: Positive
-    accumulate: Positive  # parts that each process splits its share of a batch into
-    sharded: bool
-    horizon: Positive
-    seed: Count
-    device: Device
-    threads: Count
-    augmentation: AugmentationConfig
-    discriminator: DiscriminatorConfig
-    learner: LearnerConfig
 
 
 class Pretraining:
@@ -113,9 +60,7 @@ class Pretraining:
                 raise UserError(f"learner.{name}={size} cannot be split into {parts} parts (processes x accumulate)")
         self.mixture = load_mixture(s.mixture) if s.mixture != "none" else None
         self.train_data = self._train_data("tokenizer")
-        self.held_out = {"held_out": _spread(ClipDataset(s.data, "held_out", s.held_out_every))}
-        if s.unseen != "none":
-            self.held_out["unseen"] = _spread(ClipDataset(s.unseen))
+        self.held_out = held_out_episodes(s)
         longest = max(s.learner.segment_length, s.learner.tokenizer_span)
         self.train_data.sample(1, longest, np.random.default_rng(0))  # says now if no episode is long enough
         torch.manual_seed(stream_seed(s.seed, "weights"))
@@ -149,13 +94,12 @@ class Pretraining:
             (self.folder / "videos").mkdir(parents=True, exist_ok=True)
             self._lock = lock_folder(self.folder)
             if checkpoint := checkpoints.latest(self.folder / "checkpoints"):
-                check_same_config(self.folder, s, set(flatten(to_dict(s))) - FREE_KEYS)
+                check_same(self.folder, s)
         parallel.wait()  # `latest` mends the folder after a kill: one at a time
         if checkpoint := checkpoint or checkpoints.latest(self.folder / "checkpoints"):
             self._restore(checkpoint)
         if parallel.rank() == 0:
-            (self.folder / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.create(to_dict(s))))
-            (self.folder / PROVENANCE).write_text(json.dumps(provenance(), indent=1) + "\n")
+            note_start(self.folder, s)
         if self.update >= self.total:
             raise RunFinished(f"{self.folder} is finished: its model is in {self.folder / 'model'}")
         if parallel.rank() == 0:
@@ -331,14 +275,9 @@ class Pretraining:
         return cache
 
     def _validate(self) -> None:
-        s, world = self.settings, self.world.in_one_piece()
-        if self.logger is None:
-            return
-        for part, episodes in self.held_out.items():
-            metrics, grid = validate(world, episodes, s.horizon, stream_seed(s.seed, "validation"), goal=s.goal)
-            self.logger.scalars(self.update, {f"{part}/{name}": value for name, value in metrics.items()})
-            if grid is not None:
-                self.logger.video(f"{part}/dream", self.update, encode_gif(grid, fps=3))
+        world = self.world.in_one_piece()
+        if self.logger is not None:
+            log_validation(self.logger, self.update, world, self.held_out, self.settings)
 
     def _save(self) -> None:
         parts = {
@@ -383,13 +322,6 @@ def check_codes_are_used(learner: LearnerConfig, tokenizer_updates: int) -> None
         )
 
 
-def _spread(data: ClipDataset) -> list[Episode]:
-    """At most `VALIDATED` episodes, evenly over all of them."""
-    chosen = np.unique(np.linspace(0, data.num_episodes - 1, VALIDATED).astype(int))
-    episodes = [data.episode(int(index)) for index in chosen]
-    return [Episode(e.frames, e.actions, e.rewards, terminated=False, successes=e.successes) for e in episodes]
-
-
 def pretrain(settings: PretrainSettings) -> None:
     """Train; everything that processes share is let go when this returns, before they part."""
     with Pretraining(settings) as pretraining:
@@ -400,7 +332,11 @@ def pretrain(settings: PretrainSettings) -> None:
 
 def main(overrides: list[str]) -> None:
     settings = load_plain(PretrainSettings, "pretrain", overrides)
+    check_keys(typed_keys(overrides), settings.kind)
     if settings.threads:
         torch.set_num_threads(settings.threads)
+    if settings.kind == "onestep":
+        OneStepPretraining(settings).run()
+        return
     with joined_processes(settings.device):
         pretrain(settings)
