@@ -192,6 +192,7 @@ def test_only_nan_scores(name):
     assert math.isnan(nothing.metrics["best"])
     assert nothing.metrics["unscored"] == 1
     assert nothing.metrics["blind_iterations"] == planner.config.iterations
+    assert nothing.metrics["std"] == pytest.approx(planner.config.std)
     planner.plan(towards(torch.full((planner.config.horizon, 2), 0.5)))
     before = planner.state()["mean"]
     kept = planner.plan(lambda actions: actions.new_full((len(actions),), -torch.inf))

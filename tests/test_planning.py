@@ -114,6 +114,9 @@ def test_no_more_rows_than_allowed():
         parts = make_score(start(log), max_rows=4)(actions)
         assert [line for line in log if "rows" in line] == ["1 rows", "4 rows", "4 rows", "2 rows"]
         torch.testing.assert_close(parts, make_score(start())(actions), rtol=0, atol=0)
+        log.clear()
+        make_score(start(log), max_rows=5)(actions)
+        assert [line for line in log if "rows" in line] == ["1 rows", "5 rows", "5 rows"]
 
 
 @pytest.mark.parametrize("name", ["vp2_cem", "cem", "icem", "tdmpc2"])
