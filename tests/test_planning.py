@@ -10,7 +10,7 @@ from tiny_world import make_model
 from torch import Tensor
 
 from agents.planner import PRESETS, Planner
-from mbrl.planning import image_score, reward_score
+from mbrl.plan.scores import image_score, reward_score
 from world_model import imagine
 from world_model.api import FrameRollout, PlainStep
 

@@ -1,0 +1,1 @@
+"""Planning in a world model: what candidates of actions are worth."""
