@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from mbrl.experiment.run import provenance
+from mbrl.experiment.provenance import provenance
 from world_model import IVideoGPT
 
 PROBE_SIZE = {"cpu": 2048, "cuda": 8192}  # rows and columns of the matrices of the probe

@@ -16,7 +16,7 @@ import envs
 from envs.rendering import choose_backend
 from mbrl.build import local_weights
 from mbrl.experiment.command import command
-from mbrl.experiment.run import provenance
+from mbrl.experiment.provenance import provenance
 from mbrl.experiment.settings import Settings, load, pick_device
 from world_model.precision import computes_in_bf16
 

@@ -12,7 +12,7 @@ from mbrl.compare import figures, tables
 from mbrl.compare.comparison import ALL, Comparison, Row
 from mbrl.compare.figures import DARK, LIGHT, Style, svg
 from mbrl.compare.stats import CONFIDENCE, MIN_RUNS, Estimate
-from mbrl.experiment.run import SIMULATORS
+from mbrl.experiment.provenance import SIMULATORS
 
 VIDEOS = "videos/eval-episodes-*.gif"
 SMALL = (3.1, 2.1)  # inches of a task's panel

@@ -21,7 +21,8 @@ import envs
 from mbrl.compare.stats import Array
 from mbrl.experiment.identity import BETWEEN_SEEDS, differences, renamed, uses, with_defaults
 from mbrl.experiment.logger import EVAL, EVAL_COLUMNS
-from mbrl.experiment.run import CONFIG, PROVENANCE, SIMULATORS
+from mbrl.experiment.provenance import SIMULATORS
+from mbrl.experiment.run import CONFIG, PROVENANCE
 from mbrl.experiment.settings import UserError, flatten
 
 EVERYWHERE = ("protocol", "action_repeat", *SIMULATORS)

@@ -6,7 +6,8 @@
 
 A checkpoint is a folder `<frame, 9 digits>/`. It is written under a temporary name, every file is synced, and
 only then it gets its name, so a folder with a proper name was once whole. `manifest.json` holds the size and
-SHA-256 of every file, which finds what a disk or a user broke later. A file's ending says how it is stored:
+SHA-256 of every file, and of its own list of them, which finds what a disk or a user broke later (manifests of older
+checkpoints lack the last). A file's ending says how it is stored:
 
     .safetensors   dict[str, Tensor]                 weights
     .pt            tensors, numbers, nested dicts    torch.save; read with weights_only, so never a pickle
@@ -22,7 +23,7 @@ import os
 import pickle
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
@@ -38,6 +39,7 @@ MANIFEST = "manifest.json"
 TEMPORARY = ".tmp-"
 REPLACED = f"{TEMPORARY}replaced-"
 FULL = (errno.ENOSPC, errno.EDQUOT)
+BROKEN = (errno.EISDIR, errno.ENOTDIR, errno.EIO)  # a folder in a file's place or the reverse, a bad sector
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +76,7 @@ def save(folder: Path, frame: int, parts: Mapping[str, Any]) -> Checkpoint:
     try:
         temporary.mkdir()
         manifest = {name: _write(temporary / name, content) for name, content in parts.items()}
-        _write(temporary / MANIFEST, manifest)
+        _write(temporary / MANIFEST, manifest | {MANIFEST: {"sha256": _digest(manifest)}})
         sync_folder(temporary)
         if final.exists():  # the same frame again: a damaged one, or one without the final evaluation
             os.rename(final, folder / f"{REPLACED}{frame:09d}")
@@ -111,6 +113,14 @@ def latest(folder: Path) -> Checkpoint | None:
         damages.append(f"checkpoint {path} is damaged ({damage})")
     if damages:
         raise UserError(f"{damages[0]} and no older one is good: remove the run folder to start over")
+    return None
+
+
+def peek(folder: Path, name: str) -> Any:
+    """The part `name` of the newest checkpoint in which it is whole, None without one; other parts are not hashed."""
+    for path in reversed(_checkpoints(folder)):
+        if (path / name).exists() and _damage(path, hashed={name}) is None:
+            return Checkpoint(path, int(path.name)).load(name)
     return None
 
 
@@ -165,48 +175,63 @@ def _serialize(writer: _HashingWriter, suffix: str, content: Any) -> None:
         raise ValueError(f"a checkpoint stores .safetensors, .pt and .json, not {suffix!r}")
 
 
-def _damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint's files, or None."""
+def _digest(manifest: Mapping[str, Any]) -> str:
+    """Of the manifest's entries for the parts."""
+    lines = [f"{name} {entry['size']} {entry['sha256']}\n" for name, entry in sorted(manifest.items())]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _damage(path: Path, hashed: Collection[str] | None = None) -> str | None:
+    """What is wrong with a checkpoint's files, or None. Of files not among `hashed` (None: all) only sizes count."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
-        for name, entry in manifest.items():
-            size = (path / name).stat().st_size
-            if size != entry["size"]:
-                return f"{name} has {size} of {entry['size']} bytes"
-            with open(path / name, "rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
-                    return f"{name} has changed since it was saved"
+        own = manifest.pop(MANIFEST, None)
+        if not manifest or (own is not None and own["sha256"] != _digest(manifest)):
+            return f"{MANIFEST} has changed since it was saved"
+        # Hidden files are those of file managers and network disks.
+        unnamed = {file.name for file in path.iterdir() if not file.name.startswith(".")} - {MANIFEST, *manifest}
+        if unnamed:
+            return f"{MANIFEST} does not name {min(unnamed)}"
+        damages = (_changed(path / name, entry, hashed is None or name in hashed) for name, entry in manifest.items())
+        return next(filter(None, damages), None)
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
+    except OSError as error:
+        if error.errno not in BROKEN:
+            raise
+        return f"{Path(error.filename).name if error.filename else 'a file'} cannot be read: {error.strerror}"
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST} cannot be read"
+
+
+def _changed(path: Path, entry: Mapping[str, Any], hashed: bool) -> str | None:
+    size = path.stat().st_size
+    if size != entry["size"]:
+        return f"{path.name} has {size} of {entry['size']} bytes"
+    if hashed:
+        with open(path, "rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
+                return f"{path.name} has changed since it was saved"
     return None
 
 
 def _checkpoints(folder: Path) -> list[Path]:
     """Folders that are named like checkpoints, oldest first."""
-    if not folder.is_dir():
+    if not folder.exists():
         return []
+    if not folder.is_dir():
+        raise UserError(f"{folder} is a file in the place of the checkpoints' folder: put the checkpoints back")
     return sorted(path for path in folder.iterdir() if path.is_dir() and path.name.isdigit())
 
 
 def _prune(folder: Path) -> None:
     """Drop all but the newest two that are complete; a broken one must not take a good one's place."""
-    complete = [path for path in _checkpoints(folder) if _is_complete(path)]
+    complete = [path for path in _checkpoints(folder) if _damage(path, hashed=()) is None]
     for path in _checkpoints(folder):
         if path not in complete[-KEEP:]:
             # Renamed first, so that a kill half-way never leaves a name that looks like a checkpoint.
             os.rename(path, folder / f"{TEMPORARY}old-{path.name}")
     _sweep(folder)
-
-
-def _is_complete(path: Path) -> bool:
-    """Cheap look at names and sizes only."""
-    try:
-        manifest = json.loads((path / MANIFEST).read_text())
-        return all((path / name).stat().st_size == entry["size"] for name, entry in manifest.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
 
 
 def _restore(folder: Path) -> None:

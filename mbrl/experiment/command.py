@@ -5,9 +5,13 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
+
+from tqdm import tqdm
 
 import agents
 import envs
+from mbrl.experiment import interrupts
 from mbrl.experiment.checkpoints import FULL
 from mbrl.experiment.episodes import EpisodeStoreError
 from mbrl.experiment.run import RunFinished
@@ -33,14 +37,16 @@ USER_ERRORS = (
     envs.NoExpert,
     envs.UnknownTask,
 )
+LONGEST = 400  # characters of an error line
 
 
 def command(main: Callable[[list[str]], None]) -> None:
     """Run an entry point on the overrides of the command line.
 
     `--help` among them prints what the verb does and its keys (see `mbrl/experiment/usage.py`).
-    Exit codes: 0 done, or nothing left to do; 2 after `error: <line>`; 130 when stopped from the keyboard.
+    Exit codes: 0 done, or nothing left to do; 2 after `error: <line>`; 130 when stopped by Ctrl-C, SIGTERM or SIGHUP.
     """
+    interrupts.in_command()
     warnings.formatwarning = _one_line
     keep_memory()
     try:
@@ -50,16 +56,34 @@ def command(main: Callable[[list[str]], None]) -> None:
     except RunFinished as finished:
         print(finished)
     except USER_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        fail(str(error))
     except OSError as error:
         if error.errno not in FULL:
             raise
-        print("error: the disk is full; make room and run the same command again to continue", file=sys.stderr)
-        sys.exit(2)
+        fail("the disk is full; make room and run the same command again to continue")
     except KeyboardInterrupt:
-        print("\nstopped; the same command continues from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
+        close_bars()
+        behind_ctrl_c = "\n" if sys.stderr.isatty() else ""
+        print(f"{behind_ctrl_c}stopped; the same command continues from the last checkpoint", file=sys.stderr)
+        sys.exit(interrupts.STOPPED)
+
+
+def fail(message: str) -> NoReturn:
+    """End with exit code 2 and one line; of a long message the middle is left out."""
+    close_bars()
+    line = f"error: {' '.join(message.splitlines())}"
+    if len(line) > LONGEST:
+        line = f"{line[: LONGEST // 2]} ... {line[5 - LONGEST // 2 :]}"
+    print(line, file=sys.stderr)
+    sys.exit(2)
+
+
+def close_bars() -> None:
+    """End the lines of progress bars that what was raised has left open, the innermost first."""
+    for bar in sorted(tqdm._instances, key=lambda bar: -abs(bar.pos)):  # type: ignore[attr-defined]
+        bar.close()
+    if sys.stderr.isatty():
+        sys.stderr.write("\r\x1b[K")  # what an inner bar, closed after the outer one, has left on the line
 
 
 def keep_memory() -> None:

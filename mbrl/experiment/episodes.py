@@ -8,7 +8,10 @@ that came after it are removed with `truncate` and the others are loaded into th
 
 from __future__ import annotations
 
+import io
+import lzma
 import os
+import struct
 import warnings
 import zipfile
 import zlib
@@ -18,6 +21,23 @@ from pathlib import Path
 import numpy as np
 
 from mbrl.replay import Episode
+
+# What zipfile and numpy raise on a damaged file: besides their own errors, ValueError (headers, offsets, texts),
+# RuntimeError (a flag or method that no episode has: encryption, NotImplementedError), and the decompressors of methods
+# that a changed byte can name (lzma, OSError and EOFError of bz2). No MemoryError: that one is about the machine.
+READ_ERRORS = (
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    LookupError,
+    RuntimeError,
+    OverflowError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+)
 
 
 class EpisodeStoreError(RuntimeError):
@@ -73,7 +93,7 @@ class EpisodeStore:
         for index in indices:
             try:
                 yield _read(self.path(index))
-            except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+            except READ_ERRORS as error:
                 warnings.warn(f"skipping damaged episode {self.path(index)}: {error}", stacklevel=2)
 
     def truncate(self, count: int) -> None:
@@ -85,17 +105,28 @@ class EpisodeStore:
 
 
 def _read(path: Path) -> Episode:
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-        episode = Episode(
-            frames=arrays["frames"],
-            actions=arrays["actions"],
-            rewards=arrays["rewards"],
-            terminated=bool(arrays["terminated"]),
-            prefix=int(arrays["prefix"]),
-            # Runs that began before these were recorded have neither.
-            successes=arrays["successes"] if "successes" in arrays else None,
-            seed=int(arrays["seed"]) if "seed" in arrays else None,
-        )
+    """One episode as it was saved; raises one of READ_ERRORS where a byte of it has changed."""
+    content = path.read_bytes()
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        # The number of files, in the end record, is nothing that zipfile looks at: behind a changed length it would not
+        # miss the last ones, which older episodes do not have.
+        if len(archive.namelist()) != int.from_bytes(content[-12:-10], "little"):
+            raise ValueError("its list of parts has changed")
+        # Whole files: zipfile compares a checksum only at the end, and np.load reads as far as a header tells it to.
+        files = {name.removesuffix(".npy"): archive.read(name) for name in archive.namelist()}
+    if not files.keys() <= set(Episode._fields):
+        raise ValueError(f"it holds {', '.join(files.keys() - set(Episode._fields))}, which is no part of an episode")
+    arrays = {name: np.load(io.BytesIO(stored), allow_pickle=False) for name, stored in files.items()}
+    episode = Episode(
+        frames=arrays["frames"],
+        actions=arrays["actions"],
+        rewards=arrays["rewards"],
+        terminated=bool(arrays["terminated"]),
+        prefix=int(arrays["prefix"]),
+        # Runs that began before these were recorded have neither.
+        successes=arrays["successes"] if "successes" in arrays else None,
+        seed=int(arrays["seed"]) if "seed" in arrays else None,
+    )
     decisions = len(episode.actions)
     per_decision = [episode.rewards] if episode.successes is None else [episode.rewards, episode.successes]
     if len(episode.frames) != episode.prefix + decisions + 1 or any(len(x) != decisions for x in per_decision):

@@ -37,10 +37,18 @@ class NonFinite(UserError):
 class Logger:
     """Writes into an existing run folder. `frame` is where logging starts (None: at the very beginning).
 
-    Without `tables` there are no episodes to log, and so no CSV files.
+    Without `tables` there are no episodes to log, and so no CSV files. `sizes` are those that `sync` returned at that
+    frame: what was logged behind them is logged again, also where it is of the same frame.
     """
 
-    def __init__(self, folder: Path, frame: int | None = None, wall_time_s: float = 0.0, tables: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        frame: int | None = None,
+        wall_time_s: float = 0.0,
+        tables: bool = True,
+        sizes: Mapping[str, int] | None = None,
+    ) -> None:
         self.folder = folder
         self._started = time.monotonic() - wall_time_s
         self._sums: dict[str, Tensor | float] = {}
@@ -49,7 +57,7 @@ class Logger:
         self._files: dict[str, io.TextIOWrapper] = {}
         csvs = ((TRAIN, TRAIN_COLUMNS), (EVAL, EVAL_COLUMNS)) if tables else ()
         for name, columns in ((METRICS, None), *csvs):
-            cut(folder / name, frame)
+            cut(folder / name, frame, (sizes or {}).get(name))
             self._files[name] = open(folder / name, "a", newline="")  # noqa: SIM115, closed by close()
             if columns and self._files[name].tell() == 0:
                 self._write_row(name, columns)
@@ -158,12 +166,13 @@ class Logger:
             config=dict(config),
         )
 
-    def sync(self) -> None:
-        """Force everything written so far to the disk."""
+    def sync(self) -> dict[str, int]:
+        """Force everything written so far to the disk; returns the bytes of each file of lines."""
         for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
         self._events.flush()
+        return {name: os.fstat(file.fileno()).st_size for name, file in self._files.items()}
 
     def close(self) -> None:
         for file in self._files.values():
@@ -180,16 +189,25 @@ class Logger:
         self._events.add_event(Event(wall_time=time.time(), step=frame, **content))
 
 
-def cut(path: Path, frame: int | None) -> None:
-    """Drop a log's lines after `frame` (all if None) and a half-written last one; a CSV keeps its header."""
+def cut(path: Path, frame: int | None, size: int | None = None) -> None:
+    """Drop a log's lines after `frame` (all if None) and a half-written last one; a CSV keeps its header.
+
+    What stands behind the first `size` bytes is dropped whatever its frame.
+    """
     if not path.exists():
         return
-    lines = path.read_text(errors="replace").splitlines(keepends=True)
+    lines = path.read_bytes()[:size].decode(errors="replace").splitlines(keepends=True)
     header = lines[:1] if path.suffix == ".csv" else []
     kept = [line for line in lines[len(header) :] if frame is not None and 0 <= _frame(path, line) <= frame]
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text("".join([line for line in header if line.endswith("\n")] + kept))
     os.replace(temporary, path)
+
+
+def last_frame(path: Path) -> int:
+    """The last frame that a log has a whole line of, 0 without one."""
+    lines = path.read_text(errors="replace").splitlines(keepends=True) if path.exists() else []
+    return max([0, *(_frame(path, line) for line in lines)])
 
 
 def _frame(path: Path, line: str) -> int:

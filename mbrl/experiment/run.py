@@ -9,22 +9,20 @@
 
     runs/<task>/<agent>[-<variant>]/<seed>/
         config.yaml      every key of the run
-        git.json         commit, versions and machine, of the start and of each restart
+        git.json         commit, versions and machine, of the start and of each restart; whether a checkpoint was saved
         metrics.jsonl    every logged value, one JSON object a line
         train.csv        one row an episode
         eval.csv         frame,episode_return,success_rate,episodes,wall_time_s
         tb/  videos/  checkpoints/  replay/
 
-What a frame logs must be logged before `save(frame)`: a restart keeps log lines up to the checkpoint's frame.
+What a frame logs must be logged before `save(frame)`: a restart keeps the logs as they were then.
 """
 
 import fcntl
-import importlib.metadata
 import json
+import math
 import os
-import platform
 import shutil
-import subprocess
 import sys
 import uuid
 import zlib
@@ -34,28 +32,31 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
-import torch
-import yaml
-from omegaconf import OmegaConf
 from torch import Tensor
 from tqdm import tqdm
 
-import envs
 from mbrl.experiment import checkpoints
 from mbrl.experiment.checkpoints import Checkpoint
 from mbrl.experiment.identity import FREE_KEYS, differences, with_defaults
-from mbrl.experiment.logger import EVAL, TRAIN, Logger
+from mbrl.experiment.logger import EVAL, TRAIN, Logger, last_frame
+from mbrl.experiment.provenance import provenance
 from mbrl.experiment.settings import Settings, UserError, build, flatten, pick_device, to_dict
+from mbrl.experiment.stored_config import (
+    CHECKPOINTS,
+    CONFIG,
+    START_OVER,
+    STATE,
+    read_config,
+    restore_config,
+    stored_config,
+    write_config,
+    write_text,
+)
 
-CONFIG = "config.yaml"
 PROVENANCE = "git.json"
-CHECKPOINTS = "checkpoints"
-STATE = "run.json"  # the part of a checkpoint that belongs to the run itself
 LOCK = ".lock"
 LOG = "sweep.log"  # what a run that a sweep started printed
 SMOKE = "smoke"
-SIMULATORS = tuple(dict.fromkeys(package for suite in envs.SUITES for package in suite.packages))
-PACKAGES = ("torch", "numpy", "gymnasium", *SIMULATORS, "hydra-core")
 KEEP_BOTH = "set variant=<name> to keep both, or remove the folder"
 
 
@@ -74,8 +75,14 @@ class Run:
         self.start_frame = checkpoint.frame if checkpoint else 0
         self._lock = lock
         self._last_flush = self.start_frame
-        wall_time_s = checkpoint.load(STATE)["wall_time_s"] if checkpoint else 0.0
-        self.logger = Logger(folder, checkpoint.frame if checkpoint else None, wall_time_s)
+        state = checkpoint.load(STATE) if checkpoint else {}
+        self.logger = Logger(
+            folder,
+            checkpoint.frame if checkpoint else None,
+            state.get("wall_time_s", 0.0),
+            sizes=state.get("log_sizes"),
+        )
+        self._config = read_config(folder / CONFIG)
         self.progress = tqdm(
             total=settings.num_train_frames,
             initial=self.start_frame,
@@ -91,7 +98,7 @@ class Run:
         """Create the run's folder, or continue the run that is in it; it may grow to more `num_train_frames`.
 
         Raises RunFinished if it is complete, UserError if the folder holds a run of another method (see
-        `mbrl/experiment/identity.py`) or only damaged checkpoints, or if another process trains in it.
+        `mbrl/experiment/identity.py`) or has lost its checkpoints, or if another process trains in it.
         """
         folder = run_folder(settings)
         folder.mkdir(parents=True, exist_ok=True)
@@ -99,17 +106,19 @@ class Run:
         try:
             if _holds(folder, smoke=True) and settings.preset != SMOKE:
                 _move_smoke_run(folder, _smoke_folder(settings))
+            checkpoint = checkpoints.latest(folder / CHECKPOINTS)
+            restore_config(folder)
+            _check_nothing_lost(folder, checkpoint)
             begun = _has_begun(folder)
             longer = begun and _check_same_run(folder, _stored(folder), settings, KEEP_BOTH)
-            checkpoint = checkpoints.latest(folder / CHECKPOINTS)
             # A last checkpoint within an episode has left that episode out: a longer run begins it again.
             if checkpoint and checkpoint.load(STATE)["finished"] and checkpoint.frame >= settings.num_train_frames:
                 raise RunFinished(_finished_line(folder, checkpoint))
             (folder / "replay").mkdir(exist_ok=True)
             (folder / "videos").mkdir(exist_ok=True)
-            identity = _write_provenance(folder, checkpoint)
+            identity = _add_start(folder, checkpoint)
             if longer or not begun:
-                _write_text(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.create(to_dict(settings))))
+                write_config(folder, to_dict(settings))
             run = cls(settings, folder, lock, checkpoint)
         except BaseException:
             lock.close()
@@ -163,9 +172,17 @@ class Run:
     def save(self, frame: int, parts: Mapping[str, Any], *, finished: bool = False) -> None:
         """Write a checkpoint (see `mbrl.experiment.checkpoints`). Raises NonFinite rather than save a broken run."""
         self.flush(frame)
-        self.logger.sync()
-        state = {"finished": finished, "wall_time_s": self.logger.wall_time_s}
+        sizes = self.logger.sync()
+        state = {
+            "finished": finished,
+            "wall_time_s": self.logger.wall_time_s,
+            "log_sizes": sizes,
+            "config": self._config,
+        }
+        first = self.checkpoint is None
         self.checkpoint = checkpoints.save(self.folder / CHECKPOINTS, frame, dict(parts) | {STATE: state})
+        if first:
+            _write_provenance(self.folder, _read_provenance(self.folder) | {"saved": True})
 
     def close(self) -> None:
         """Close the logs and let another process have the folder. Safe to call twice."""
@@ -201,7 +218,7 @@ def _smoke_folder(settings: Settings) -> Path:
 
 def _holds(folder: Path, smoke: bool) -> bool:
     """Whether a run of `preset=smoke`, or one of another preset, has begun here."""
-    return _has_begun(folder) and (_read_config(folder / CONFIG).get("preset") == SMOKE) == smoke
+    return _has_begun(folder) and ((stored_config(folder) or {}).get("preset") == SMOKE) == smoke
 
 
 def _move_smoke_run(folder: Path, aside: Path) -> None:
@@ -239,7 +256,7 @@ def stored_settings(asked: Settings, typed: Collection[str] = FREE_KEYS, free: f
     of the code does not have the run's task, agent, preset or protocol.
     """
     folder = run_folder(asked)
-    if not (folder / CONFIG).exists():
+    if stored_config(folder) is None:
         raise UserError(f"there is no run in {folder}; start one with make train")
     before = _stored(folder)
     untyped = set(flatten(before)) - set(typed)
@@ -279,9 +296,17 @@ def _finished_line(folder: Path, checkpoint: Checkpoint) -> str:
 
 def _has_begun(folder: Path) -> bool:
     """Whether there is anything to lose: a played episode or a checkpoint. A start that failed leaves neither."""
-    played = folder / TRAIN
-    rows = len(played.read_text().splitlines()) - 1 if played.exists() else 0
-    return (folder / CONFIG).exists() and (rows > 0 or any((folder / CHECKPOINTS).glob("*")))
+    begun = last_frame(folder / TRAIN) > 0 or any((folder / CHECKPOINTS).glob("*"))
+    return begun and stored_config(folder) is not None
+
+
+def _check_nothing_lost(folder: Path, checkpoint: Checkpoint | None) -> None:
+    """Raises UserError where a run would begin again over its own results, or go on under a config not known."""
+    first_due = (stored_config(folder) or {}).get("checkpoint_every_frames", math.inf)  # or earlier
+    if checkpoint is None and (_read_provenance(folder)["saved"] or last_frame(folder / TRAIN) > first_due):
+        raise UserError(f"{folder / CHECKPOINTS} has lost the checkpoints of this run: put them back; {START_OVER}")
+    if checkpoint is not None and not (folder / CONFIG).exists():
+        raise UserError(f"{folder / CONFIG} is missing, and no checkpoint has a copy: put it back; {START_OVER}")
 
 
 def _check_same_run(
@@ -302,7 +327,7 @@ def check_same_config(
 
     `added`: what keys mean that a config from before there were such keys does not have.
     """
-    before, now = dict(added or {}) | flatten(_read_config(folder / CONFIG)), flatten(to_dict(settings))
+    before, now = dict(added or {}) | flatten(read_config(folder / CONFIG)), flatten(to_dict(settings))
     keys = [key for key in now | before if key in among and before.get(key) != now.get(key)]
     _refuse(folder, keys, before, now, "choose another folder to keep both, or remove this one")
 
@@ -316,73 +341,28 @@ def _refuse(folder: Path, keys: list[str], before: Mapping[str, Any], now: Mappi
 
 def _stored(folder: Path) -> dict[str, Any]:
     """The config of the run in this folder, with the keys of this version."""
-    return with_defaults(_read_config(folder / CONFIG))
+    return with_defaults(stored_config(folder) or {})
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = OmegaConf.to_container(OmegaConf.load(path))
-    except (yaml.YAMLError, OSError) as error:
-        raise UserError(f"{path} cannot be read: remove the run folder to start over") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{path} is damaged: remove the run folder to start over")
-    return {str(key): value for key, value in config.items()}
-
-
-def _write_provenance(folder: Path, checkpoint: Checkpoint | None) -> str:
+def _add_start(folder: Path, checkpoint: Checkpoint | None) -> str:
     """Add this start to git.json; returns the run's own id."""
-    path = folder / PROVENANCE
-    record = _read_provenance(path)
+    record = _read_provenance(folder)
     record["starts"].append({"frame": checkpoint.frame if checkpoint else 0} | provenance())
-    _write_text(path, json.dumps(record, indent=1) + "\n")
+    _write_provenance(folder, record | {"saved": checkpoint is not None})
     return str(record["id"])
 
 
-def _read_provenance(path: Path) -> dict[str, Any]:
+def _write_provenance(folder: Path, record: Mapping[str, Any]) -> None:
+    write_text(folder / PROVENANCE, json.dumps(record, indent=1) + "\n")
+
+
+def _read_provenance(folder: Path) -> dict[str, Any]:
     """The starts so far; a fresh record where there is none or a damaged one, which no run depends on."""
     try:
-        record = json.loads(path.read_text())
-        return {"id": str(record["id"]), "starts": list(record["starts"])}
+        record = json.loads((folder / PROVENANCE).read_text())
+        starts = list(record["starts"])
+        # Records of older versions show a checkpoint only by a start from it.
+        saved = bool(record.get("saved", any(start["frame"] for start in starts)))
+        return {"id": str(record["id"]), "saved": saved, "starts": starts}
     except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return {"id": uuid.uuid4().hex[:12], "starts": []}
-
-
-def provenance() -> dict[str, Any]:
-    """The code's commit, the versions it runs with, and the machine."""
-    status = _git("status", "--porcelain", "--untracked-files=no")
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        "commit": _git("rev-parse", "HEAD"),
-        "dirty": None if status is None else bool(status),
-        "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
-        "machine": {"system": platform.platform(), "cpus": os.cpu_count(), "gpu": gpu},
-        "command": sys.argv[1:],
-    }
-
-
-def _git(*arguments: str) -> str | None:
-    """Output of git in the project's folder; None where there is no git or no repository."""
-    command = ["git", "-C", str(Path(__file__).resolve().parent), *arguments]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Write a small file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+        return {"id": uuid.uuid4().hex[:12], "saved": False, "starts": []}

@@ -22,7 +22,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mbrl.build import find_pretrained
-from mbrl.experiment.run import provenance, stream_seed
+from mbrl.experiment.provenance import provenance
+from mbrl.experiment.run import stream_seed
 from mbrl.experiment.settings import Count, Device, Positive, Range, UserError, load_plain, pick_device, to_dict
 from mbrl.experiment.video import Images, comparison, error_images, write_film, write_gif, write_mp4
 from mbrl.predict.models import load_predictor

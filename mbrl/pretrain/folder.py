@@ -8,7 +8,8 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from mbrl.experiment.logger import Logger
-from mbrl.experiment.run import CONFIG, PROVENANCE, check_same_config, provenance, stream_seed
+from mbrl.experiment.provenance import provenance
+from mbrl.experiment.run import CONFIG, PROVENANCE, check_same_config, stream_seed
 from mbrl.experiment.settings import flatten, to_dict
 from mbrl.experiment.video import encode_gif
 from mbrl.pretrain.settings import FREE_KEYS, PretrainSettings, of_another_kind

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from mbrl.build import find_pretrained
-from mbrl.experiment.run import RunFinished, provenance
+from mbrl.experiment.provenance import provenance
+from mbrl.experiment.run import RunFinished
 from mbrl.experiment.settings import Count, Positive, UserError, load_plain, pick_device, to_dict
 from mbrl.experiment.video import Images, write_film
 from mbrl.predict.predict import Prediction, PredictSettings, cut

@@ -116,10 +116,6 @@ def _end(handles: Sequence[Handle]) -> None:
             handle.kill()
 
 
-def stop(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
 def main(overrides: list[str]) -> None:
     sweep, runs = plan(overrides)
     unfinished = [run for run in runs if not is_finished(run.settings)]
