@@ -293,10 +293,15 @@ def test_killed_in_the_first_training_of_the_world_model(tmp_path: Path, seed_fr
 # -- signals and lines -------------------------------------------------------------------------------------------------
 
 
+def heed_signals() -> None:
+    """A shell's background job, which these tests may be, is born with some signals ignored, and hands that on."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def start(project_root: Path, *line: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, *line], cwd=project_root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([sys.executable, *line], cwd=project_root, preexec_fn=heed_signals, **pipes)  # type: ignore
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)

@@ -27,7 +27,8 @@ def folders(*overrides: str) -> list[str]:
 # -- the plan ----------------------------------------------------------------------------------------------------------
 
 
-def test_lists_are_multiplied_seed_by_seed() -> None:
+def test_lists_are_multiplied_seed_by_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # where no run is that a smoke run would give way to
     assert folders("task=coffee_push,hammer", "agent=mbpo,drqv2", "seed=1-2") == [
         f"{task}/{agent}/{seed}" for seed in (1, 2) for task in ("coffee-push", "hammer") for agent in ("mbpo", "drqv2")
     ]
