@@ -48,11 +48,11 @@ class WorldModel(nn.Module):
         prior = self.rssm.prior(states.deter)
         features = states.features
         image = self.decoder(states.deter, states.stoch)
-        continue_head = (~batch.is_terminal[:, 1:]).float() * (1 - 1 / self.config.horizon)
+        continues = (~batch.is_terminal[:, 1:]).float() * (1 - 1 / self.config.horizon)
         losses = {
             "reconstruction": (image - frames.float() / 255).square().sum((-3, -2, -1)),
             "reward": self.reward.loss(self.reward(features), batch.rewards[:, :-1]),
-            "continue": binary_loss(self.continue_head(features), continue_head),
+            "continue": binary_loss(self.continue_head(features), continues),
             "dynamics": kl_divergence(posterior.detach(), prior).clamp(min=self.config.free_nats),
             "representation": kl_divergence(posterior, prior.detach()).clamp(min=self.config.free_nats),
         }
