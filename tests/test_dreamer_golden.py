@@ -142,12 +142,12 @@ def ours(golden: dict[str, Tensor], prefix: str, agent: DreamerV3) -> dict[str, 
 def batch(golden: dict[str, Tensor]) -> StreamBatch:
     """The stored windows. Our rewards and actions follow a step where the official rewards lead to it."""
     d = {name.removeprefix("data/"): value for name, value in golden.items() if name.startswith("data/")}
-    continue_head = ~d["is_last"]
+    continues = ~d["is_last"]
     rewards = torch.cat([d["reward"][:, 1:], torch.zeros(2, 1)], 1)
     return StreamBatch(
         frames=d["image"].permute(0, 1, 4, 2, 3),
-        actions=d["action"] * continue_head.unsqueeze(-1),
-        rewards=rewards * continue_head,
+        actions=d["action"] * continues.unsqueeze(-1),
+        rewards=rewards * continues,
         is_first=d["is_first"],
         is_last=d["is_last"],
         is_terminal=d["is_terminal"],
