@@ -28,7 +28,7 @@ from mbrl.experiment.settings import UserError, flatten
 EVERYWHERE = ("protocol", "action_repeat", *SIMULATORS)
 WITHIN_A_TASK = ("success_bonus", "demonstrations", "episode_frames")
 # Weights that were pre-trained on other tasks of a suite that agents are judged on.
-IN_DOMAIN = {"world_model/pretrained/small": "metaworld"}
+IN_DOMAIN = {"world_model/pretrained/small": "metaworld", "world_model/pretrained/onestep": "metaworld"}
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C it is ten times as quick, and there are many runs
 
 
