@@ -42,6 +42,8 @@ def environment_keywords(settings: Settings) -> dict[str, Any]:
         camera=s.camera,
         image_size=s.image_size,
         render_quality=s.render_quality,
+        success_key=s.success_key,
+        image_key=s.image_key,
     )
 
 
