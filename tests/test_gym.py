@@ -38,8 +38,7 @@ def test_an_environment_by_its_id_keeps_the_contract():
     assert (rows.min(), rows.max()) == (27, 36), "squeezed from 48 x 96 to 64 x 64"
     assert (columns.min(), columns.max()) == (53, 58)
     env.reset(seed=3)
-    env.step([-1.0])
-    assert env.step([-1.0])[2] is True, "it ends by itself"
+    assert env.step([-1.0])[2:4] == (True, False), "it ends by itself"
 
 
 def test_snapshots_are_played_to():
