@@ -7,6 +7,7 @@ decides everything: runs continue bit for bit, and snapshots are seeds with the 
 carries something from one episode into the next is made anew for each.
 """
 
+import contextlib
 import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -14,7 +15,8 @@ from typing import Any, NamedTuple
 import gymnasium
 import numpy as np
 
-from .errors import InvalidSetting, MissingPackage, UnknownTask
+from .errors import InvalidSetting, MissingGL, MissingPackage, UnknownTask
+from .rendering import choose_backend
 from .wrappers import FrameResult
 
 SUCCESS_KEYS = ("success", "is_success")  # of info, where `success_key` names none
@@ -136,6 +138,8 @@ class Gym:
         keywords: dict[str, Any] = {"render_mode": "rgb_array"} if self._image_key is None else {}
         if camera := str(self._camera):
             keywords |= {"camera_id": int(camera)} if camera.isdigit() else {"camera_name": camera}
+        with contextlib.suppress(MissingGL):  # it may draw without MuJoCo
+            choose_backend()
         try:
             # No time limit: the length of an episode is the wrapper's business.
             return gymnasium.make(self._task, max_episode_steps=-1, disable_env_checker=True, **keywords)
