@@ -28,6 +28,15 @@ with needs("pyarrow"):
 FILE_MB, CHUNK_FILES = 100, 1000  # LeRobot's defaults: the size of a table, tables in a folder
 PATH = "chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+# Tells pandas that this column is the index of its table, where LeRobot looks a task up.
+INDEX = "__index_level_0__"
+PANDAS = {
+    "index_columns": [INDEX],
+    "columns": [
+        {"name": None, "field_name": INDEX, "pandas_type": "unicode", "numpy_type": "object", "metadata": None}
+    ],
+    "column_indexes": [],
+}
 
 
 class Written(NamedTuple):
@@ -110,10 +119,8 @@ class _Tables:
         table = meta / "episodes" / PATH.format(chunk_index=0, file_index=0)
         table.parent.mkdir(parents=True)
         pq.write_table(pa.Table.from_pylist(self.episodes), table)
-        # This tells pandas that the column of names is the index, where LeRobot looks a task up.
-        index = json.dumps({"index_columns": ["__index_level_0__"], "columns": [], "column_indexes": []})
-        tasks = pa.table({"task_index": [0], "__index_level_0__": [self._task]})
-        pq.write_table(tasks.replace_schema_metadata({"pandas": index}), meta / "tasks.parquet")
+        tasks = pa.table({"task_index": [0], INDEX: [self._task]})
+        pq.write_table(tasks.replace_schema_metadata({"pandas": json.dumps(PANDAS)}), meta / "tasks.parquet")
         images = {self._camera: self.frames}
         stats = {name: moments.told(images.get(name)) for name, moments in self._stats.items()}
         info = {

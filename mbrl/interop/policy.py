@@ -1,8 +1,8 @@
 """The policy and the world model of a run, with torch and the run folder alone.
 
-    run = load("runs/coffee-push/mbpo/1")
-    action = run.act(obs)                                     # uint8 (9, 64, 64) -> float32 (4,)
-    dream = run.world_model.imagine(context, actions, 10)     # see world_model/api.py
+    policy = load("runs/coffee-push/mbpo/1")
+    action = policy.act(obs)                                  # uint8 (9, 64, 64) -> float32 (4,)
+    dream = policy.world_model.imagine(context, actions, 10)  # see world_model/api.py
 
 No simulator is imported, and neither Hydra nor a logger.
 """
@@ -27,8 +27,8 @@ from world_model.precision import decided
 ACTION_BIAS = {"drqv2": "actor.policy.output.bias", "dreamerv3": "behaviour.actor.mean.bias"}
 
 
-class Trained:
-    """A run as its newest checkpoint left it. Nothing of the folder is changed.
+class Policy:
+    """The policy of a run's newest checkpoint, and its world model. Nothing of the folder is changed.
 
     Args:
         folder: `runs/<task>/<agent>/<seed>`.
@@ -43,7 +43,7 @@ class Trained:
         if saved is None:
             raise UserError(f"{self.folder} has no checkpoints: it is no run folder, or has not trained long enough")
         self.frame = saved.frame  # simulator frames that it had learned from
-        self.config: dict[str, Any] = saved.load("run.json")["config"]
+        self.config = _config(self.folder, saved)
         self.agent = _agent(self.config, saved.load("agent.safetensors", self.device), self.device)
         self._begun = 0  # episodes under way side by side
 
@@ -82,9 +82,18 @@ class Trained:
         return load_predictor(folder, None, "auto", self.device)
 
 
-def load(folder: str | Path, device: torch.device | str = "cpu") -> Trained:
-    """The run in `folder`; see `Trained`."""
-    return Trained(folder, device)
+def load(folder: str | Path, device: torch.device | str = "cpu") -> Policy:
+    """The policy of the run in `folder`; see `Policy`."""
+    return Policy(folder, device)
+
+
+def _config(folder: Path, saved: checkpoints.Checkpoint) -> dict[str, Any]:
+    """Every key of the run, nested; of a published one from config.yaml, which takes OmegaConf."""
+    if (saved.path / "run.json").exists():
+        return dict(saved.load("run.json")["config"])
+    from mbrl.experiment.stored_config import read_config
+
+    return read_config(folder / "config.yaml")
 
 
 def _agent(config: Mapping[str, Any], weights: dict[str, Tensor], device: torch.device) -> Agent:
