@@ -1,5 +1,6 @@
 """What other programs take from a run: its policy and its world model, and its dreams as an environment."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -225,3 +226,22 @@ def test_an_agent_of_another_library_takes_a_thousand_steps(finished, tmp_path):
     agent.learn(1000)
     assert agent.num_timesteps == 1000
     assert (agent.policy.action_net.weight != before).any()
+
+
+# -- the document ----------------------------------------------------------------------------------------------------
+
+
+def test_snippets_of_the_document_run(finished, project_root):
+    """On the toy world, and with a policy that 32 pixels are enough for."""
+    pytest.importorskip("stable_baselines3")
+    text = (project_root / "docs/extending.md").read_text()
+    tasks, policy, dreams = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    names: dict = {}
+    exec(tasks.replace("coffee-push", "toy-reach").replace("success_bonus", "image_size=32, success_bonus"), names)
+    for snippet in (
+        policy,
+        dreams.replace("CnnPolicy", "MlpPolicy").replace("200", "10").replace("=100)", "=10)").replace("1000", "10"),
+    ):
+        exec(snippet.replace("runs/coffee-push/mbpo/1", str(finished)), names)
+    assert names["action"].shape == (2,)
+    assert names["agent"].num_timesteps == 10
