@@ -133,7 +133,7 @@ def read_run(folder: Path, note: Callable[[str], None]) -> Curve:
         scores = rows["episode_return"] / (suite.highest_reward * float(config["episode_frames"]))
     versions, machine = _provenance(folder)
     rules = {key: str(config.get(key)) for key in ("protocol", "action_repeat", *WITHIN_A_TASK)}
-    rules |= {name: versions.get(name, "unknown") for name in suite.packages}
+    rules |= {name: versions.get(name, "unknown") for name in envs.packages_of(task)}
     variant = config.get("variant") or ""
     return Curve(
         task=task,
