@@ -101,5 +101,5 @@ def test_list_of_tasks(typed: Command) -> None:
     listed = re.findall(r"[\w/-]+", out)
     assert set(envs.task_names()) <= set(listed)
     assert re.search(r"^    door-lock +\+10 for success, no demonstrations, 150,000 frames$", out, re.MULTILINE)
-    assert "dm_control, 51 tasks: no bonus for success, no demonstrations, 1,000,000 frames" in out
+    assert "dm_control, 49 tasks: no bonus for success, no demonstrations, 1,000,000 frames" in out
     assert "no bonus for success, no demonstrations" in typed(tasks.main, "protocol=plain")[1].split("dm_control")[0]
