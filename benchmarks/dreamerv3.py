@@ -80,10 +80,10 @@ class Options:
 def read(overrides: Sequence[str]) -> tuple[Options, Settings, list[str]]:
     """The options, the settings of the run that is meant, and the overrides of those settings."""
     own = {field.name for field in dataclasses.fields(Options)}
-    mine = [word for word in overrides if word.split("=")[0] in own]
-    of_run = [word for word in overrides if word not in mine]
+    of_bench = [override for override in overrides if override.split("=")[0] in own]
+    of_run = [override for override in overrides if override not in of_bench]
     of_run = ["agent=dreamerv3", "dreamerv3.precision=fp32", "device=cpu", *of_run]
-    return load_plain(Options, "bench_dreamerv3", mine), load(of_run), of_run
+    return load_plain(Options, "bench_dreamerv3", of_bench), load(of_run), of_run
 
 
 def official_config(settings: Settings) -> dict[str, Any]:

@@ -44,8 +44,8 @@ class MBPO:
         self.imagined: ReplayBuffer = self.session.make_buffer("imagined", decisions, s.rollout_horizon)
         self.generator = torch.Generator(device).manual_seed(stream_seed(s.seed, "dreams"))
         # The two keys count in different clocks: frames of dreams, and frames between two batches of them.
-        dreamt = s.rollout_batch * s.rollout_horizon * s.action_repeat
-        window = s.imagined_buffer_frames * s.rollout_every_frames // dreamt
+        imagined_frames = s.rollout_batch * s.rollout_horizon * s.action_repeat
+        window = s.imagined_buffer_frames * s.rollout_every_frames // imagined_frames
         run.progress.write(f"the imagined buffer holds the dreams of the last {window:,} frames")
         self.initialised = False  # whether the first training of the world model and the first dreams are done
         self.imagines = s.real_ratio < 1  # otherwise nothing would learn from dreams: the world model stays as it is

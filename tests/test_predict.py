@@ -89,7 +89,7 @@ def overrides(model, data, *more) -> list[str]:
         "horizon": 3,
         "device": "cpu",
         "precision": "fp32",
-    } | dict(word.split("=", 1) for word in more)
+    } | dict(override.split("=", 1) for override in more)
     return [f"{key}={value}" for key, value in merged.items()]
 
 

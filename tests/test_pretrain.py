@@ -58,7 +58,7 @@ def overrides(data, out, *more):
         "learner.tokenizer_batch_size": 2,
         "learner.tokenizer_span": 12,
         "learner.quantize_after": 1,
-    } | dict(word.split("=", 1) for word in more)
+    } | dict(override.split("=", 1) for override in more)
     return [f"{key}={value}" for key, value in merged.items()]
 
 
@@ -135,7 +135,7 @@ def test_clips_without_actions_with_the_goal_first(data, tmp_path, typed):
 
 
 @pytest.mark.parametrize(
-    ("word", "said"),
+    ("override", "said"),
     [
         ("data=nowhere", "nowhere holds no train episodes"),
         ("sharded=true", "learner.embed_codes=true needs whole embeddings"),
@@ -154,8 +154,8 @@ def test_clips_without_actions_with_the_goal_first(data, tmp_path, typed):
         ("learner.segment_length=30", "has 30 frames"),
     ],
 )
-def test_bad_input_gets_one_line(data, tmp_path, typed, word, said):
-    code, _, error = typed(pretrain.main, *overrides(data, tmp_path / "out", word))
+def test_bad_input_gets_one_line(data, tmp_path, typed, override, said):
+    code, _, error = typed(pretrain.main, *overrides(data, tmp_path / "out", override))
     assert code == 2
     assert said in error
     assert "\n" not in error

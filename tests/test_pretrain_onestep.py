@@ -36,7 +36,7 @@ def overrides(data, out, *more):
         "onestep.steps": 2,
         "onestep.batch_size": 4,
         "onestep.updates": 6,
-    } | dict(word.split("=", 1) for word in more)
+    } | dict(override.split("=", 1) for override in more)
     return [f"{key}={value}" for key, value in merged.items()]
 
 
@@ -162,7 +162,7 @@ def test_the_rate_falls_along_half_a_cosine(data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("word", "said"),
+    ("override", "said"),
     [
         ("goal=true", "kind=onestep does not read goal; leave it out"),
         ("schedule=paper-tokenizer", "kind=onestep does not read schedule"),
@@ -173,8 +173,8 @@ def test_the_rate_falls_along_half_a_cosine(data, tmp_path):
         ("onestep.wdith=8", "did you mean 'onestep.width'"),
     ],
 )
-def test_bad_input_gets_one_line(data, tmp_path, typed, word, said):
-    code, _, error = typed(pretrain.main, *overrides(data, tmp_path / "out", word))
+def test_bad_input_gets_one_line(data, tmp_path, typed, override, said):
+    code, _, error = typed(pretrain.main, *overrides(data, tmp_path / "out", override))
     assert code == 2
     assert said in error
     assert "\n" not in error.strip()

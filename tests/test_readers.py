@@ -243,8 +243,8 @@ def test_a_damaged_clip_is_left_out_and_named(tmp_path, typed):
     assert (out / "toy-00000.npy").stat().st_mtime_ns == made
 
 
-def settings(*typed_words: str) -> data.DataSettings:
-    return load_plain(data.DataSettings, "data", typed_words)
+def settings(*overrides: str) -> data.DataSettings:
+    return load_plain(data.DataSettings, "data", overrides)
 
 
 @pytest.mark.parametrize(

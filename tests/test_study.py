@@ -197,7 +197,7 @@ def test_errors_are_one_line(data, tmp_path, typed):
         (["study=efficiency", "tokenizer_updates=50"], "after learner.quantize_after=100 updates and has 50"),
     ):
         given = dict(data=data, out=tmp_path, device="cpu", horizon=3) | {"learner.tokenizer_span": 5}
-        given |= {"learner.segment_length": 5} | dict(word.split("=") for word in overrides)
+        given |= {"learner.segment_length": 5} | dict(override.split("=") for override in overrides)
         code, _, error = typed(study.main, *(f"{key}={value}" for key, value in given.items()))
         assert code == 2
         assert said in error

@@ -249,8 +249,8 @@ class OneStepWorld:
             }
             for name, head in self.model.heads.items():
                 if name in targets:
-                    said = torch.stack([heads[name] for heads in raw], dim=1)
-                    loss = cast(Head, head).loss(said, targets[name][:, known - 1 : -1])
+                    outputs = torch.stack([heads[name] for heads in raw], dim=1)
+                    loss = cast(Head, head).loss(outputs, targets[name][:, known - 1 : -1])
                     terms[name] = loss * (config.reward_weight if name == "reward" else 1.0)
             loss = torch.stack(list(terms.values())).sum()
             for group in self._optimizer.param_groups:
@@ -267,8 +267,8 @@ class OneStepWorld:
         """The error of a single step from real frames, on pixels that move."""
         known, frames = self.context_length, clips.frames
         windows = [frames[:, t - known : t] for t in range(known, frames.shape[1])]
-        seen = [self._predict(w, clips.actions[:, t + known - 1])[0] for t, w in enumerate(windows)]
-        predicted, true = torch.cat(seen)[:, None], torch.cat(frames[:, known:].unbind(1))[:, None]
+        steps = [self._predict(w, clips.actions[:, t + known - 1])[0] for t, w in enumerate(windows)]
+        predicted, true = torch.cat(steps)[:, None], torch.cat(frames[:, known:].unbind(1))[:, None]
         errors = moving_errors(predicted, true, torch.cat([w[:, -1] for w in windows]))
         return {"one_step_error_ratio": errors.ratio}
 

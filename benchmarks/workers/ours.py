@@ -69,18 +69,18 @@ class Dreams:
         if not self.given:
             dream = self.dream(temperature=0)
             return {"tokens": dream.tokens, "frames": dream.frames.float(), "rewards": dream.rewards.float()}
-        seen, first = [], self.world.model.layout.first_dynamics_id
+        scores, first = [], self.world.model.layout.first_dynamics_id
         given = iter((self.forced - first).flatten(1).T)  # one (B,) a token
 
         def sample(logits: Tensor, *_: object) -> Tensor:
-            seen.append(logits.float())
+            scores.append(logits.float())
             return next(given)[:, None]
 
         module: Any = importlib.import_module("world_model.ivideogpt.rollout")
         original, module.sample = module.sample, sample
         dream = self.dream(temperature=0)
         module.sample = original
-        logits = torch.stack(seen, dim=1)  # (B, H n, codes)
+        logits = torch.stack(scores, dim=1)  # (B, H n, codes)
         return {"logits": logits[:, :, :64], "frames": dream.frames.float(), "rewards": dream.rewards.float()}
 
     def run(self) -> object:

@@ -28,11 +28,11 @@ WANDER_MEMORY = 0.9  # correlation of a wanderer's actions from one decision to 
 GROUPS = {"pretraining": tuple(task for task in TASKS if task not in PAPER_TASKS), "paper": PAPER_TASKS}
 
 
-def chosen_tasks(overrides: tuple[str, ...]) -> list[str]:
+def chosen_tasks(names: tuple[str, ...]) -> list[str]:
     """The tasks that `task_names=[...]` means: names of tasks and of groups."""
     tasks: list[str] = []
-    for word in overrides:
-        tasks += GROUPS[word] if word in GROUPS else [envs.canonical(word)]
+    for name in names:
+        tasks += GROUPS[name] if name in GROUPS else [envs.canonical(name)]
     if other := [task for task in tasks if task not in TASKS]:
         raise UserError(f"task_names: {other[0]} is not a task of Meta-world")
     return list(dict.fromkeys(tasks))

@@ -51,9 +51,9 @@ def section(files: Sequence[str], overrides: Sequence[str], values: Mapping[str,
         value = shown(values[key]) if values is not None else typed.get(key, entry.value)
         comment = next((layers[name][key].comment for name in holders if layers[name][key].comment), "")
         where = "" if source == files[0] else f"[{source}]"
-        told = "  ".join(part for part in (where, comment) if part)
+        note = "  ".join(part for part in (where, comment) if part)
         line = f"  {key}={value}"
-        lines.append(f"{line:<{COMMENT_COLUMN}}  {told}".rstrip())
+        lines.append(f"{line:<{COMMENT_COLUMN}}  {note}".rstrip())
     return "\n".join(lines)
 
 
