@@ -16,8 +16,8 @@ from benchmarks.measure import Limits, Spread
 from benchmarks.table import duration, number, table
 from mbrl.build import make_agent, make_buffer, make_env, make_ivideogpt
 from mbrl.experiment.settings import Settings
-from mbrl.replay import Episode
 from mbrl.rollout import dream, to_clips, to_float
+from world_model import Episode
 
 EPISODES = 10  # in the replay that is sampled
 BATCH, CLIPS, FRAMES = 256, 16, 12  # of the two rows about sampling

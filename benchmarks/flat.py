@@ -20,7 +20,7 @@ from benchmarks.table import duration, table, write
 from mbrl.build import make_buffer
 from mbrl.experiment.command import command
 from mbrl.experiment.settings import Settings, UserError, pick_device
-from mbrl.replay import Episode
+from world_model import Episode
 
 MARKS = (10_000, 100_000, 1_000_000)  # frames in the replay
 TIMES_ROLLOUTS = 10

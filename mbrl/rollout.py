@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from agents import Agent
-from mbrl.replay import Episode, ReplayBuffer, Starts
-from world_model import Clips, WorldModel, imagine
+from mbrl.replay import ReplayBuffer, Starts
+from world_model import Clips, Episode, WorldModel, imagine
 
 
 def to_float(images: Tensor) -> Tensor:

@@ -20,8 +20,9 @@ from mbrl.evaluate import evaluate
 from mbrl.experiment.run import Run
 from mbrl.experiment.session import Session
 from mbrl.experiment.settings import load
-from mbrl.replay import Episode, ReplayBuffer, ReplayError
+from mbrl.replay import ReplayBuffer, ReplayError
 from mbrl.train import main
+from world_model import Episode
 
 CONFIG = dataclasses.replace(
     load(["agent=dreamerv3", "preset=smoke", "device=cpu"]).dreamerv3,

@@ -12,13 +12,13 @@ from mbrl.experiment.run import RunFinished, lock_folder
 from mbrl.experiment.settings import load_plain
 from mbrl.pretrain import pretrain
 from mbrl.pretrain.models import held_out_every
-from world_model import IVideoGPT
-from world_model.data import ClipDataset, Recording, write_shard
+from world_model import Episode, IVideoGPT
+from world_model.data import ClipDataset, write_shard
 from world_model.ivideogpt.learner import WorldModelLearner
 from world_model.ivideogpt.weights import read_heads
 
 
-def moving_square(seed: int, decisions: int = 15, size: int = 64) -> Recording:
+def moving_square(seed: int, decisions: int = 15, size: int = 64) -> Episode:
     """A square that moves as the action says; its column is the reward."""
     generator = np.random.default_rng(seed)
     place = generator.integers(8, size - 16, 2)
@@ -31,7 +31,7 @@ def moving_square(seed: int, decisions: int = 15, size: int = 64) -> Recording:
         place = np.clip(place + step, 0, size - 8)
         actions.append([*(step / 3), 0, 0])
         rewards.append(place[1] / size)
-    return Recording(np.stack(frames), np.array(actions[:-1], np.float32), np.array(rewards[:-1], np.float32))
+    return Episode(np.stack(frames), np.array(actions[:-1], np.float32), np.array(rewards[:-1], np.float32))
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def test_clips_without_actions_with_the_goal_first(data, tmp_path, typed):
     episodes = [ClipDataset(data).episode(i) for i in range(20)]
     (folder := tmp_path / "data").mkdir()
     for name in ("bridge", "sthsth"):
-        free = [Recording(e.frames, e.actions[:, :0], e.rewards) for e in episodes]
+        free = [Episode(e.frames, e.actions[:, :0], e.rewards) for e in episodes]
         write_shard(folder, name, free, name)
     out = tmp_path / "out"
     code, _, error = typed(pretrain.main, *overrides(folder, out, "goal=true", "mixture=paper"))

@@ -11,7 +11,8 @@ from tiny import train
 from mbrl.predict import predict
 from mbrl.pretrain import onestep, pretrain
 from mbrl.pretrain.models import held_out_every
-from world_model.data import Recording, write_shard
+from world_model import Episode
+from world_model.data import write_shard
 from world_model.onestep import OneStep, OneStepWorld
 
 
@@ -115,7 +116,7 @@ def test_an_agent_begins_from_it(tmp_path, run_root):
     generator = np.random.default_rng(0)
     (recorded := tmp_path / "data").mkdir()
     episodes = [
-        Recording(generator.integers(0, 256, (9, 3, 32, 32), np.uint8), np.zeros((8, 2), np.float32), np.zeros(8))
+        Episode(generator.integers(0, 256, (9, 3, 32, 32), np.uint8), np.zeros((8, 2), np.float32), np.zeros(8))
         for _ in range(20)
     ]
     write_shard(recorded, "noise", episodes, "noise")

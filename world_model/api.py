@@ -27,6 +27,22 @@ class WeightsError(ValueError):
     """A checkpoint that is missing, damaged, or of other sizes than the model."""
 
 
+class Episode(NamedTuple):
+    """One episode, real or imagined, of T decisions: `actions[i]` leads from frame P + i to the next, `rewards[i]` is
+    what it earned.
+
+    `prefix` frames precede that of the first decision, so that an imagined one can begin from a full frame stack.
+    """
+
+    frames: np.ndarray  # uint8 (P + T + 1, C, H, W)
+    actions: np.ndarray  # float32 (T, A)
+    rewards: np.ndarray  # float32 (T,)
+    terminated: bool = False  # ended by the task itself, not by a time limit, the end of a rollout or of a video
+    prefix: int = 0  # P
+    successes: np.ndarray | None = None  # float32 (T,), 1 where the decision touched success; None: not recorded
+    seed: int | None = None  # of the simulator's reset; None: not recorded, or imagined
+
+
 class Origin(NamedTuple):
     """The decision of a recorded episode that a dream begins at: all that restoring a simulator there needs."""
 

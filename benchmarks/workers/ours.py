@@ -19,9 +19,8 @@ from benchmarks.workers.pipe import serve
 from mbrl.build import environment_keywords, make_buffer
 from mbrl.experiment.command import keep_memory
 from mbrl.experiment.settings import Settings, load
-from mbrl.replay import Episode
 from mbrl.rollout import to_clips, to_float
-from world_model import Clips, IVideoGPT, imagine
+from world_model import Clips, Episode, IVideoGPT, imagine
 from world_model.ivideogpt.learner import WorldModelLearner
 
 

@@ -17,7 +17,7 @@ from envs.metaworld import PAPER_TASKS, TASKS
 from mbrl.collector import expert_action, record
 from mbrl.experiment.run import stream_seed
 from mbrl.experiment.settings import UserError
-from world_model.data import Recording
+from world_model import Episode
 from world_model.data.source import NamedClip
 
 # What plays the episodes of a task, in turn. An agent that learns is at first random, later a noisy expert.
@@ -81,12 +81,11 @@ class ScriptedPlay:
             env.close()
 
 
-def play(env: Any, task: str, seed: int, episode: int) -> Recording:
+def play(env: Any, task: str, seed: int, episode: int) -> Episode:
     """The `episode`-th episode of a task."""
     generator = np.random.default_rng(stream_seed(seed, "behaviour", task, episode))
     act = _behaviour(env, BEHAVIOURS[episode % len(BEHAVIOURS)], generator)
-    played = record(env, lambda obs: act().clip(-1, 1).astype(np.float32), stream_seed(seed, "data", task, episode))
-    return Recording(played.frames, played.actions, played.rewards, played.successes)
+    return record(env, lambda obs: act().clip(-1, 1).astype(np.float32), stream_seed(seed, "data", task, episode))
 
 
 def _behaviour(env: Any, name: str, generator: np.random.Generator) -> Callable[[], np.ndarray]:
