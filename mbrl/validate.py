@@ -17,6 +17,7 @@ from agents import DreamerV3
 from mbrl.experiment.video import dream_grid
 from mbrl.rollout import to_clips, to_float, to_uint8
 from world_model import Clips, Dream, Episode, Origin, WorldModel, imagine
+from world_model.api import StartOptions
 from world_model.data import goal_first
 from world_model.metrics import correlation, moving_errors, psnr
 
@@ -81,7 +82,9 @@ def validate(
     generator = torch.Generator(world.device)
 
     def dream_under(actions: Tensor) -> Dream:
-        return imagine(world, context, actions, horizon, temperature, top_k, generator.manual_seed(seed), origins)
+        draws = generator.manual_seed(seed)
+        options = StartOptions(temperature=temperature, top_k=top_k, generator=draws, origins=origins)
+        return imagine(world, context, actions, horizon, **options)
 
     dream, shuffled = dream_under(actions), dream_under(actions.roll(1, 0))
     metrics = compare(true, context[:, -1], rewards, dream.frames, dream.rewards, shuffled.frames)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -49,6 +49,15 @@ class Origin(NamedTuple):
     seed: int  # of the simulator's reset
     actions: np.ndarray  # float32 (T, A), of the whole episode
     decision: int  # of its T; those before it were taken
+
+
+class StartOptions(TypedDict, total=False):
+    """What a dream can be begun with; a model reads of it what it knows."""
+
+    temperature: float  # of the draws, 0 is greedy; 1 by default
+    top_k: int  # likeliest ones that are drawn from; 100 by default
+    generator: torch.Generator | None  # of the draws; torch's global one by default
+    origins: Sequence[Origin] | None  # B of them, for a model that restores the simulator
 
 
 class Step(Protocol):
@@ -171,22 +180,11 @@ class WorldModel(Protocol):
         """Names of what a step tells beside its frame."""
         ...
 
-    def start(
-        self,
-        context: Tensor,
-        temperature: float = 1.0,
-        top_k: int = 100,
-        generator: torch.Generator | None = None,
-        *,
-        origins: Sequence[Origin] | None = None,
-        horizon: int | None = None,
-    ) -> Rollout:
+    def start(self, context: Tensor, *, horizon: int | None = None, **options: Unpack[StartOptions]) -> Rollout:
         """Begin to dream, in evaluation mode.
 
         Args:
             context: float (B, K, 3, H, W) in [0, 1], oldest first.
-            temperature, top_k: of the draws, 0 is greedy; for models that draw, as is `generator`.
-            origins: B of them, for a model that restores the simulator; others do not look at them.
             horizon: steps that will be made, if known; not a limit.
         Raises:
             ValueError: the context has too few frames.
@@ -252,16 +250,7 @@ class Dream(NamedTuple):
 class Dreamable(Protocol):
     """The part of a world model that `imagine` needs."""
 
-    def start(
-        self,
-        context: Tensor,
-        temperature: float = ...,
-        top_k: int = ...,
-        generator: torch.Generator | None = ...,
-        *,
-        origins: Sequence[Origin] | None = ...,
-        horizon: int | None = ...,
-    ) -> Rollout: ...
+    def start(self, context: Tensor, *, horizon: int | None = None, **options: Unpack[StartOptions]) -> Rollout: ...
 
 
 @torch.no_grad()
@@ -270,10 +259,7 @@ def imagine(
     context: Tensor,
     policy: Tensor | Callable[[Tensor], Tensor],
     horizon: int,
-    temperature: float = 1.0,
-    top_k: int = 100,
-    generator: torch.Generator | None = None,
-    origins: Sequence[Origin] | None = None,
+    **options: Unpack[StartOptions],
 ) -> Dream:
     """Dream `horizon` frames ahead.
 
@@ -281,9 +267,8 @@ def imagine(
         context: float (B, K, 3, H, W) in [0, 1]; the policy sees all of them, the model as many as it reads.
         policy: float (B, horizon, A), fixed actions; or a callable from the frames so far, (B, K+t, 3, H, W) in
             [0, 1], to the next action (B, A). It runs outside the model's reduced precision.
-        temperature, top_k, generator, origins: see `WorldModel.start`.
     """
-    rollout = world.start(context, temperature, top_k, generator, origins=origins, horizon=horizon)
+    rollout = world.start(context, horizon=horizon, **options)
     steps, actions = [], []
     for t in range(horizon):
         actions.append(policy(rollout.frames) if callable(policy) else policy[:, t])

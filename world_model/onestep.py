@@ -15,11 +15,11 @@ from __future__ import annotations
 import json
 import math
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, Unpack, cast
 
 import safetensors.torch
 import torch
@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from world_model.api import Clips, ClipSampler, Dream, FrameRollout, Origin, WeightsError, is_due
+from world_model.api import Clips, ClipSampler, Dream, FrameRollout, StartOptions, WeightsError, is_due
 from world_model.heads import HEADS, Head
 from world_model.metrics import moved, moving_errors
 from world_model.precision import autocast_dtype
@@ -210,16 +210,7 @@ class OneStepWorld:
         values = {name: cast(Head, head).value(raw[name]) for name, head in self.model.heads.items()}
         return image.clamp(0, 1), values
 
-    def start(
-        self,
-        context: Tensor,
-        temperature: float = 1.0,
-        top_k: int = 100,
-        generator: torch.Generator | None = None,
-        *,
-        origins: Sequence[Origin] | None = None,
-        horizon: int | None = None,
-    ) -> FrameRollout:
+    def start(self, context: Tensor, *, horizon: int | None = None, **options: Unpack[StartOptions]) -> FrameRollout:
         if context.shape[1] < self.context_length:
             raise ValueError(f"a dream needs {self.context_length} context frames, got {context.shape[1]}")
         return FrameRollout(context, self._predict)

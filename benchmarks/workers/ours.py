@@ -58,9 +58,9 @@ class Dreams:
             to_float(self.stack),
             self.actions,
             self.actions.shape[1],
-            temperature,
-            s.rollout_top_k,
-            self.generator,
+            temperature=temperature,
+            top_k=s.rollout_top_k,
+            generator=self.generator,
         )
 
     def outputs(self) -> dict[str, Tensor]:
