@@ -106,7 +106,7 @@ def describe(settings: Settings, overrides: Sequence[str]) -> dict[str, Any]:
     for name in ("num_train_frames", "eval_every_frames"):
         if getattr(s, name) % s.action_repeat:
             raise UserError(f"{name}={getattr(s, name)} must be a multiple of action_repeat={s.action_repeat} here")
-    first = s.num_seed_frames // s.eval_every_frames + 1  # the evaluations of mbrl/experiment/session.py
+    first = s.num_seed_frames // s.eval_every_frames + 1  # the evaluations of mbrl/session.py
     evaluations = {*range(first * s.eval_every_frames, s.num_train_frames, s.eval_every_frames), s.num_train_frames}
     return {
         "overrides": list(overrides),

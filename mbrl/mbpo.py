@@ -3,7 +3,7 @@
 A DrQ-v2 agent learns from a real replay buffer and from an imagined one that the world model fills with short rollouts
 from real states; the world model, its reward head included, is fine-tuned on the real data as it comes in.
 Sources: iVideoGPT (Wu et al., arXiv 2405.15223, section 4.3 and appendix A.5), MBPO (Janner et al., arXiv 1906.08253),
-DrQ-v2 (Yarats et al., arXiv 2107.09645). What is not special to MBPO is in `mbrl/experiment/session.py`.
+DrQ-v2 (Yarats et al., arXiv 2107.09645). What is not special to MBPO is in `mbrl/session.py`.
 """
 
 from collections.abc import Iterator
@@ -19,10 +19,10 @@ from mbrl.build import make_world
 from mbrl.experiment.background import Background
 from mbrl.experiment.checkpoints import Checkpoint
 from mbrl.experiment.run import Run, stream_seed
-from mbrl.experiment.session import Session
 from mbrl.experiment.settings import UserError
 from mbrl.replay import ReplayBuffer
 from mbrl.rollout import RealClips, dream
+from mbrl.session import Session
 from mbrl.validate import validate
 
 LOG_UPDATES = 50  # updates between two lines of the log while the world model is first trained

@@ -75,7 +75,7 @@ def finished(shell: Shell, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def cut_off(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tiny run that was stopped at frame 110; its checkpoints are those of frames 40 and 80."""
-    from mbrl.experiment.session import Session
+    from mbrl.session import Session
 
     root, act = tmp_path_factory.mktemp("cut") / "runs", Session.act
 

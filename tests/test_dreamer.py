@@ -18,9 +18,9 @@ from agents.dreamerv3.rssm import State
 from mbrl.dreamer import Dreamer
 from mbrl.evaluate import evaluate
 from mbrl.experiment.run import Run
-from mbrl.experiment.session import Session
 from mbrl.experiment.settings import load
 from mbrl.replay import ReplayBuffer, ReplayError
+from mbrl.session import Session
 from mbrl.train import main
 from world_model import Episode
 

@@ -18,11 +18,11 @@ from mbrl import mbpo
 from mbrl.collector import Collector
 from mbrl.evaluate import Evaluation
 from mbrl.experiment.run import Run, stream_seed
-from mbrl.experiment.session import Session
 from mbrl.experiment.settings import load
 from mbrl.mbpo import MBPO
 from mbrl.replay import ReplayBuffer, Starts
 from mbrl.rollout import dream, to_float, to_uint8
+from mbrl.session import Session
 from mbrl.validate import CLIPS, cut_clips, validate
 from world_model import Clips, Dream, Episode
 from world_model.api import FrameRollout
