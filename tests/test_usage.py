@@ -1,5 +1,6 @@
 """`--help` of every command, and the list of commands and tasks: read from code and configs, so never out of date."""
 
+import inspect
 import re
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from mbrl.predict import predict
 from mbrl.pretrain import pretrain
 from mbrl.study import study
 from mbrl.sweep import sweep
+from world_model.ivideogpt.config import LearnerConfig
+from world_model.onestep import OneStepLearning
 
 MODULES = (bench, compare, data, doctor, evaluate, predict, pretrain, resume, study, sweep, tasks, train)
 
@@ -67,6 +70,16 @@ def test_a_comment_over_two_lines(typed: Command) -> None:
     line = line_of(out, "cached_clips")
     assert re.search(r"cached_clips=0 +\[schedules/paper-transformer.yaml\]", line)
     assert "is tokenized once; 0 draws and tokenizes every batch anew" in line
+
+
+@pytest.mark.parametrize("config", [LearnerConfig, OneStepLearning])
+def test_a_key_of_a_learner_is_explained_in_one_place(typed: Command, config: type) -> None:
+    """Beside its value in config.yaml; in pretrain.yaml stands at most why a value is another."""
+    assert "#" not in inspect.getsource(config)
+    _, out, _ = typed(pretrain.main, "--help")
+    assert line_of(out, "learner.segment_length").endswith("  frames of such a clip")
+    assert line_of(out, "onestep.mse_weight").endswith("  beside L1")
+    assert line_of(out, "learner.reward_weight").endswith("  at 1 the unknown rewards drown the tokens for long")
 
 
 def test_commands_with_keys_of_their_own_show_both(typed: Command) -> None:

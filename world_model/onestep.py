@@ -38,16 +38,16 @@ INIT_GATE_LOGIT = -2.0  # logit of the gate of a network that knows nothing
 
 @dataclass(frozen=True)
 class OneStepLearning:
-    """Sizes of the network and how it learns."""
+    """Sizes of the network and how it learns: configs/config.yaml says what each key does. K is `frames`."""
 
-    width: Annotated[int, "[8, inf)"]  # channels at half the resolution; twice and four times as many below
-    frames: Annotated[int, "[1, inf)"]  # K
-    steps: Annotated[int, "[1, inf)"]  # predicted in a row while learning
+    width: Annotated[int, "[8, inf)"]
+    frames: Annotated[int, "[1, inf)"]
+    steps: Annotated[int, "[1, inf)"]
     batch_size: Annotated[int, "[1, inf)"]
     lr: Annotated[float, "(0, inf)"]
     max_grad_norm: Annotated[float, "(0, inf)"]
-    mse_weight: Annotated[float, "[0, inf)"]  # beside L1
-    motion_weight: Annotated[float, "[0, inf)"]  # of the error on moving pixels alone
+    mse_weight: Annotated[float, "[0, inf)"]
+    motion_weight: Annotated[float, "[0, inf)"]
     reward_weight: Annotated[float, "[0, inf)"]
     precision: Literal["auto", "fp32", "bf16"]
 
