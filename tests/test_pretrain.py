@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -62,14 +63,21 @@ def overrides(data, out, *more):
     return [f"{key}={value}" for key, value in merged.items()]
 
 
+@pytest.fixture(scope="module")
+def pretrained(data, tmp_path_factory):
+    """The folder of a pre-training that ended well; to be copied."""
+    out = tmp_path_factory.mktemp("pretrained") / "out"
+    pretrain.main(overrides(data, out))
+    return out
+
+
 def final_weights(folder):
     newest = max(path for path in (folder / "checkpoints").iterdir() if path.name.isdigit())
     return load_file(newest / "world_model.safetensors")
 
 
 @pytest.mark.parametrize("after", [3, 5])
-def test_a_killed_pre_training_continues_bit_for_bit(data, tmp_path, monkeypatch, after):
-    pretrain.main(overrides(data, tmp_path / "whole"))
+def test_a_killed_pre_training_continues_bit_for_bit(data, pretrained, tmp_path, monkeypatch, after):
     update, done = WorldModelLearner.update, 0
 
     def killed(*arguments):
@@ -84,7 +92,7 @@ def test_a_killed_pre_training_continues_bit_for_bit(data, tmp_path, monkeypatch
         with pytest.raises(KeyboardInterrupt):
             pretrain.main(overrides(data, tmp_path / "cut"))
     pretrain.main(overrides(data, tmp_path / "cut"))
-    whole, cut = final_weights(tmp_path / "whole"), final_weights(tmp_path / "cut")
+    whole, cut = final_weights(pretrained), final_weights(tmp_path / "cut")
     assert all(torch.equal(value, cut[name]) for name, value in whole.items())
     updates = [json.loads(line)["frame"] for line in (tmp_path / "cut/metrics.jsonl").read_text().splitlines()]
     assert updates == sorted(updates)
@@ -161,9 +169,8 @@ def test_bad_input_gets_one_line(data, tmp_path, typed, override, said):
     assert "\n" not in error
 
 
-def test_a_folder_of_another_pre_training_is_refused(data, tmp_path, typed):
-    pretrain.main(overrides(data, tmp_path / "out"))
-    code, _, error = typed(pretrain.main, *overrides(data, tmp_path / "out", "seed=2", "transformer_updates=5"))
+def test_a_folder_of_another_pre_training_is_refused(data, pretrained, typed):
+    code, _, error = typed(pretrain.main, *overrides(data, pretrained, "seed=2", "transformer_updates=5"))
     assert code == 2
     assert "seed was 1, is 2" in error
 
@@ -209,9 +216,9 @@ def test_cached_tokens_follow_the_tokenizer(data, tmp_path):
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-9] + bytes([b[-9] ^ 1]) + b[-8:], lambda b: b[:-9]])
-def test_damaged_cached_tokens_are_made_again(data, tmp_path, damage):
+def test_damaged_cached_tokens_are_made_again(data, pretrained, tmp_path, damage):
     out, cache = tmp_path / "out", tmp_path / "out/tokens.safetensors"
-    pretrain.main(overrides(data, out))
+    shutil.copytree(pretrained, out)
     whole = {name: value.clone() for name, value in load_file(cache).items()}  # not mapped to the file
     cache.write_bytes(damage(cache.read_bytes()))
     more = overrides(data, out, "transformer_updates=4")
@@ -233,7 +240,6 @@ def test_the_folder_is_free_however_a_pre_training_ends(data, tmp_path, monkeypa
     assert caught.traceback
 
 
-def test_no_empty_tables(data, tmp_path):
-    pretrain.main(overrides(data, tmp_path / "out"))
-    tables = [path for path in (tmp_path / "out").glob("*.csv") if len(list(csv.reader(path.open()))) < 2]
+def test_no_empty_tables(pretrained):
+    tables = [path for path in pretrained.glob("*.csv") if len(list(csv.reader(path.open()))) < 2]
     assert tables == []
