@@ -62,7 +62,8 @@ class DrQv2Config:
     critic_target_tau: Annotated[float, "(0, 1]"]
     stddev_schedule: str  # exploration noise, e.g. "linear(1.0,0.1,100000)"
     stddev_clip: Annotated[float, "(0, inf)"]
-    bc_updates: Annotated[int, "[0, inf)"]  # of behaviour cloning before the first frame
+    bc_updates: Annotated[int, "[0, inf)"]
+    bc_stddev_schedule: str
     bc_schedule: str  # weight of behaviour cloning in `update`, e.g. "linear(1.0,0.0,8000)"; "0" turns it off
     bc_batch_size: Annotated[int, "[1, inf)"]  # demonstrated transitions of one such loss
     anchor_schedule: str  # weight in `update` of staying near the frozen clone's action; "0" turns it off
@@ -76,7 +77,7 @@ class DrQv2Config:
         for name, known in (("encoder", ENCODERS), ("precision", PRECISIONS)):
             if getattr(self, name) not in known:
                 raise InvalidConfig(f"{name}={getattr(self, name)!r} is unknown: choose {' or '.join(known)}")
-        for name in ("stddev_schedule", "bc_schedule", "anchor_schedule"):
+        for name in ("stddev_schedule", "bc_stddev_schedule", "bc_schedule", "anchor_schedule"):
             if value_range(getattr(self, name))[0] < 0:
                 raise InvalidConfig(f"{name}={getattr(self, name)!r} must not be negative")
         for name, wanted in (("ibrl", self.ibrl), ("anchor_schedule", value_range(self.anchor_schedule)[1] > 0)):
@@ -148,7 +149,8 @@ class DrQv2:
     ) -> None:
         self.obs_shape, self.action_dim, self.config = obs_shape, action_dim, config
         self.device = torch.device(device)
-        self._stddev = parse_schedule(config.stddev_schedule)
+        # Full noise would drown a clone.
+        self._stddev = parse_schedule(config.bc_stddev_schedule if config.bc_updates else config.stddev_schedule)
         self._bc_weight = parse_schedule(config.bc_schedule)
         self._anchor_weight = parse_schedule(config.anchor_schedule)
         if config.precision == "auto":

@@ -103,7 +103,7 @@ class Settings:
     success_bonus: Weight
     demonstrations: Count  # successful scripted episodes put into the replay first
     demonstration_share: str  # of an agent batch drawn from the demonstrations alone; a schedule in decisions
-    seed_policy: Literal["random", "bc"]  # who acts during num_seed_frames; bc is the cloned policy with noise
+    seed_policy: Literal["auto", "random", "bc"]  # who acts during num_seed_frames; bc is the cloned policy with noise
     seed_stddev: Weight  # of that noise
     # replay
     nstep: Positive
