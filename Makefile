@@ -18,10 +18,13 @@ KNOWS_pretrain := DATA STAGE ARGS
 KNOWS_predict := MODEL DATA ARGS
 KNOWS_study := NAME MODEL DATA ARGS
 KNOWS_bench := TASK AGENT SEED PRESET PEER PEER_PYTHON ARGS
+KNOWS_play := TASK RUN MODEL HOST PORT ARGS
+KNOWS_watch := TASK RUN MODEL HOST PORT ARGS
+KNOWS_verify := RUN ARGS
 KNOWS_doctor := ARGS
 KNOWS_tasks := ARGS
 KNOWS_test := ARGS
-TARGETS := help setup train resume eval sweep compare data pretrain predict study bench doctor tasks test check lint
+TARGETS := help setup train resume eval sweep compare data pretrain predict study bench play watch verify doctor tasks test check lint
 
 # --- what was typed, before anything is done ----------------------------------------------------------------------
 # A word that no target knows must stop make: `make train task=hammer` would train another task for hours.
@@ -47,6 +50,9 @@ endef
 $(foreach goal,$(filter-out $(TARGETS) $(VENV)/%,$(GOALS)),$(error $(call unknown_target,$(goal))))
 $(foreach name,$(filter-out $(KNOWN) $(INSTALLATION),$(TYPED)),$(error $(call unknown_variable,$(name))))
 
+# Shells and hosting services have these in the environment for purposes of their own.
+$(foreach name,HOST PORT RUN,$(if $(findstring environment,$(origin $(name))),$(eval override undefine $(name))))
+
 # Values are what was typed: make reads no `$` in them, and `given` keeps the shell from reading the rest. ARGS alone is
 # made of words, and quotes of its own.
 $(foreach name,$(KNOWN) $(INSTALLATION),$(if $(filter-out undefined,$(origin $(name))),\
@@ -54,10 +60,11 @@ $(foreach name,$(KNOWN) $(INSTALLATION),$(if $(filter-out undefined,$(origin $(n
 given = $(if $2,$(call quote,$1=$2))
 
 # The run that is meant. What is left out keeps its default in configs/config.yaml.
-RUN = $(call given,task,$(TASK)) $(call given,agent,$(AGENT)) $(call given,seed,$(SEED))
+CHOSEN = $(call given,task,$(TASK)) $(call given,agent,$(AGENT)) $(call given,seed,$(SEED))
 # The official code to measure beside.
 BESIDE = $(call given,peer,$(PEER)) $(call given,peer_python,$(PEER_PYTHON))
 SWEEP = $(call given,seed,$(SEEDS)) $(call given,jobs,$(JOBS)) $(call given,launcher,$(LAUNCHER))
+PLAYED = $(call given,task,$(TASK)) $(call given,run,$(RUN)) $(call given,model,$(MODEL)) $(call given,host,$(HOST)) $(call given,port,$(PORT))
 COMPARISON = $(if $(TASKS),$(call given,task_names,[$(TASKS)])) $(if $(RUNS),$(call given,runs,[$(RUNS)])) $(call given,name,$(NAME))
 
 .DEFAULT_GOAL := help
@@ -77,6 +84,9 @@ help:
 	@echo "make predict   predict recorded video with MODEL and DATA, with metrics (keys: configs/predict.yaml)"
 	@echo "make study     small studies of a model, NAME=fewshot|scaling|efficiency|decoupling, each a table (configs/study.yaml)"
 	@echo "make bench     measure speed; with PEER and PEER_PYTHON beside the official code (docs/performance.md)"
+	@echo "make play      drive a dream of TASK with the simulator beside it, on a page of this machine (docs/play.md)"
+	@echo "make watch     the same page, and the policy of RUN drives: robot, its dream, their difference, success counted"
+	@echo "make verify    play the last evaluation of RUN again: it must give the same success rate"
 	@echo "make tasks     list every task by suite, and what the protocols give it"
 	@echo "make doctor    show versions, device, renderer speed, and which optional weights were found"
 	@echo "make test      run the tests            (ARGS=\"tests/test_envs.py -k toy\" for some of them)"
@@ -88,6 +98,7 @@ help:
 	@echo "SEED=1               of everything random in the run"
 	@echo "PRESET=auto          smoke (minutes), small (a laptop), paper (a GPU), auto (small or paper by device)"
 	@echo "PEER=DIR             a checkout of thuml/iVideoGPT; PEER_PYTHON: the python of an environment that runs it"
+	@echo "RUN=runs/hammer/mbpo/1 MODEL=DIR HOST=127.0.0.1 PORT=8765    of play and watch (more keys: configs/play.yaml)"
 	@echo "SEEDS=1-5 JOBS=2 LAUNCHER=local|slurm                    of a sweep    (more keys: configs/sweep.yaml)"
 	@echo "TASKS=hammer,door-lock RUNS=runs/hammer,x.csv NAME=x     of a comparison (more: configs/compare.yaml)"
 	@echo "ARGS=\"key=value ...\" any key of configs/config.yaml; quote what the shell would read:"
@@ -98,18 +109,18 @@ help:
 	@echo "                     install page lists them); without it the build that pip finds by default."
 	@echo "                     Another build later: remove $(VENV) first."
 
-.PHONY: train resume eval sweep compare data pretrain predict study bench doctor tasks
+.PHONY: train resume eval sweep compare data pretrain predict study bench play watch verify doctor tasks
 train: setup
-	$(PY) -m mbrl.train $(RUN) $(call given,preset,$(PRESET)) $(ARGS)
+	$(PY) -m mbrl.train $(CHOSEN) $(call given,preset,$(PRESET)) $(ARGS)
 
 resume: setup
-	$(PY) -m mbrl.resume $(RUN) $(ARGS)
+	$(PY) -m mbrl.resume $(CHOSEN) $(ARGS)
 
 eval: setup
-	$(PY) -m mbrl.evaluate $(RUN) $(ARGS)
+	$(PY) -m mbrl.evaluate $(CHOSEN) $(ARGS)
 
 sweep: setup
-	$(PY) -m mbrl.sweep $(RUN) $(SWEEP) $(call given,preset,$(PRESET)) $(ARGS)
+	$(PY) -m mbrl.sweep $(CHOSEN) $(SWEEP) $(call given,preset,$(PRESET)) $(ARGS)
 
 compare: setup
 	$(PY) -m mbrl.compare $(COMPARISON) $(ARGS)
@@ -121,13 +132,22 @@ pretrain: setup
 	$(PY) -m mbrl.pretrain $(call given,data,$(DATA)) $(call given,stage,$(STAGE)) $(ARGS)
 
 bench: setup
-	$(PY) -m benchmarks.bench $(RUN) $(call given,preset,$(PRESET)) $(BESIDE) $(ARGS)
+	$(PY) -m benchmarks.bench $(CHOSEN) $(call given,preset,$(PRESET)) $(BESIDE) $(ARGS)
 
 predict: setup
 	$(PY) -m mbrl.predict $(call given,model,$(MODEL)) $(call given,data,$(DATA)) $(ARGS)
 
 study: setup
 	$(PY) -m mbrl.study $(call given,study,$(NAME)) $(call given,start_from,$(MODEL)) $(call given,data,$(DATA)) $(ARGS)
+
+play: setup
+	$(PY) -m mbrl.play $(PLAYED) $(ARGS)
+
+watch: setup
+	$(PY) -m mbrl.play watch=true $(PLAYED) $(ARGS)
+
+verify: setup
+	$(PY) -m mbrl.verify $(call given,run,$(RUN)) $(ARGS)
 
 doctor: setup
 	$(PY) -m mbrl.doctor $(ARGS)

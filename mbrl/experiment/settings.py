@@ -99,7 +99,7 @@ class Settings:
     render_quality: Literal["fast", "paper"]
     episode_frames: Positive | None  # None is the suite's own length
     success_bonus: Weight
-    demonstrations: Count  # successful scripted episodes put into the replay first
+    demonstrations: Count | str  # successful scripted episodes put into the replay first; or a folder of driven ones
     demonstration_share: str  # of an agent batch drawn from the demonstrations alone; a schedule in decisions
     seed_policy: Literal["random", "bc"]  # who acts during num_seed_frames; bc is the cloned policy with noise
     seed_stddev: Weight  # of that noise

@@ -1,4 +1,4 @@
-"""Drive a dream and the simulator beside it on a page: `make play TASK=...`, `make watch TASK=...`."""
+"""A page on which a person drives a dream and the simulator beside it, or watches: `make play`, `make watch`."""
 
 from mbrl.experiment.command import command
 from mbrl.play.play import main

@@ -11,8 +11,8 @@ from mbrl.play.conduct import Parts, Source
 from mbrl.play.controls import levers
 from mbrl.play.drive import Drive
 from mbrl.play.pilots import Expert, Pilot, PlanAhead, Policy
-from mbrl.play.trained import Trained, endless_env, world_of
 from mbrl.replay import Episode
+from mbrl.trained import Trained, endless_env, world_of
 
 
 def assemble(

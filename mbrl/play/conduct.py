@@ -16,7 +16,6 @@ from mbrl.experiment.settings import UserError
 from mbrl.play.drive import Drive
 from mbrl.play.messages import Message
 from mbrl.play.pilots import YOU, Eyes, Pilot, TakenBack
-from mbrl.play.tree import Moment
 from mbrl.replay import Episode
 
 AFTERWARDS = 8  # decisions that an episode goes on for behind its success, if the next one begins by itself
@@ -27,7 +26,7 @@ class Source(NamedTuple):
     """Recorded episodes that a drive can begin in."""
 
     title: str
-    count: Callable[[], int | None]  # how many; None: one for every seed
+    episodes: Callable[[], int | None]  # how many; None: one for every seed
     load: Callable[[int], Episode]
 
 
@@ -158,7 +157,7 @@ class Conduct:
         if (source, number) not in self._episodes:
             if source not in self.parts.sources:
                 raise UserError(f"there are no episodes of {source} here")
-            known, count = self.parts.sources[source], self.parts.sources[source].count()
+            known, count = self.parts.sources[source], self.parts.sources[source].episodes()
             if count is not None and number >= count:
                 raise UserError(f"{known.title}: there are {count} episodes, counted from 0")
             self._episodes[source, number] = known.load(number)

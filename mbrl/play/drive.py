@@ -64,9 +64,7 @@ class Drive:
         seed: of the draws of the dreams.
     """
 
-    def __init__(
-        self, world: WorldModel, env: envs.PixelEnv, *, episode_decisions: int, stack: int, seed: int
-    ) -> None:
+    def __init__(self, world: WorldModel, env: envs.PixelEnv, *, episode_decisions: int, stack: int, seed: int) -> None:
         self.world, self.env, self.episode_decisions = world, env, episode_decisions
         self.temperature = 0.0
         self.tree = Tree(stack, MOMENTS)
@@ -226,7 +224,7 @@ class Drive:
         longest = self.episode_decisions
         successes = None
         if before.successes is not None or not len(before.actions):
-            known = [] if before.successes is None else before.successes
+            known = () if before.successes is None else before.successes
             successes = np.asarray([*known, *(moment.success for moment in taken)], np.float32)[:longest]
         rewards = [*before.rewards, *(moment.reward for moment in taken)]
         return Episode(

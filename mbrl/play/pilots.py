@@ -15,9 +15,10 @@ import torch
 from agents import Agent
 from agents.planner import PRESETS, Planner
 from mbrl.collector import expert_action
+from mbrl.plan.scores import reward_score
 from mbrl.play.drive import Drive
 from mbrl.play.tree import Moment
-from mbrl.plan.scores import reward_score
+from world_model.api import Rollout
 
 YOU = "you"
 Eyes = Literal["simulator", "dream"]
@@ -91,7 +92,7 @@ class PlanAhead:
             self._ahead = list(plan.actions[: QUICK.execute].numpy())
         return self._ahead.pop(0)
 
-    def _dream(self, drive: Drive):
+    def _dream(self, drive: Drive) -> Rollout:
         if self._taken_back():
             raise TakenBack
         return drive.dreaming().rollout.fork(temperature=0.0)

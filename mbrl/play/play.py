@@ -1,4 +1,4 @@
-"""Drive a dream and the simulator beside it, on a page: `make play TASK=...`; let a trained robot: `make watch TASK=...`.
+"""A page on which a person drives a dream and the simulator beside it, or watches: `make play`, `make watch`.
 
     python -m mbrl.play task=coffee-push [run=runs/coffee-push/mbpo/1] [model=<folder>] [key=value ...]
 
@@ -19,7 +19,7 @@ from mbrl.play.assemble import assemble
 from mbrl.play.conduct import Conduct, Parts, Status
 from mbrl.play.keeping import film, reel
 from mbrl.play.session import Session
-from mbrl.play.trained import Trained, open_run, runs_with_weights
+from mbrl.trained import Trained, open_run, runs_with_weights
 
 POLICY = "policy"
 WATCHED = 15  # decisions between two looks of a dream at what is real, when watching

@@ -1,12 +1,12 @@
 """The page and its web socket, on aiohttp. Nothing is loaded from another host, and no other page can drive.
 
-    /                       the page, and /static/ what it is made of
-    /ws                     messages of `messages.py` in; out, binary: the length of a JSON text (4 bytes, little
-                            endian), the text, and two images of the moment that the drive is at: dream, simulator
-    /moments/<id>           the two images of any moment, uint8 (2, 3, H, W)
-    /episodes               how many recorded ones there are to begin in, by source
-    /episodes/<source>/<n>  one of them: JSON as above, then its frames, uint8 (T + 1, 3, H, W)
-    /film.gif, /film.mp4    what was driven to where the drive is
+/                       the page, and /static/ what it is made of
+/ws                     messages of `messages.py` in; out, binary: the length of a JSON text (4 bytes, little
+                        endian), the text, and two images of the moment that the drive is at: dream, simulator
+/moments/<id>           the two images of any moment, uint8 (2, 3, H, W)
+/episodes               how many recorded ones there are to begin in, by source
+/episodes/<source>/<n>  one of them: JSON as above, then its frames, uint8 (T + 1, 3, H, W)
+/film.gif, /film.mp4    what was driven to where the drive is
 """
 
 import asyncio
@@ -15,13 +15,14 @@ import json
 import secrets
 import signal
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
 from aiohttp import WSMsgType, web
+from aiohttp.typedefs import Handler, Middleware
 
 from mbrl.experiment.interrupts import STOPPING
 from mbrl.experiment.settings import UserError
@@ -40,9 +41,7 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
 }
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 SESSION = web.AppKey("session", Session)
-PAGES = web.AppKey("pages", set["Page"])
 
 
 class Page:
@@ -70,6 +69,9 @@ class Page:
             await self.news.wait()
 
 
+PAGES = web.AppKey("pages", set[Page])
+
+
 def packed(told: dict[str, Any], *images: np.ndarray) -> bytes:
     text = json.dumps(told, separators=(",", ":")).encode()
     return b"".join([struct.pack("<I", len(text)), text, *(np.ascontiguousarray(image).tobytes() for image in images)])
@@ -85,7 +87,7 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def guard(token: str | None) -> Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]:
+def guard(token: str | None) -> Middleware:
     """Refuses requests that another site's page makes a browser send, and those without the token if there is one."""
 
     @web.middleware
@@ -118,7 +120,8 @@ def _has(token: str, given: str | None) -> bool:
 def make_app(session: Session, token: str | None) -> web.Application:
     """The application of an open session."""
     app = web.Application(middlewares=[guard(token)])
-    app[SESSION], app[PAGES] = session, set()
+    app[SESSION] = session
+    app[PAGES] = set[Page]()
     app.router.add_get("/", index)
     app.router.add_get("/ws", socket)
     app.router.add_get(r"/moments/{id:\d{1,9}}", images)
@@ -213,7 +216,7 @@ async def _asked(request: web.Request, function: Callable[[Conduct], Any]) -> An
 
 async def episodes(request: web.Request) -> web.StreamResponse:
     def counts(conduct: Conduct) -> dict[str, Any]:
-        return {name: {"title": s.title, "count": s.count()} for name, s in conduct.parts.sources.items()}
+        return {name: {"title": s.title, "count": s.episodes()} for name, s in conduct.parts.sources.items()}
 
     return web.json_response(await _asked(request, counts))
 
@@ -256,7 +259,9 @@ async def _serve(app: web.Application, host: str, port: int, token: str | None) 
         await web.TCPSite(runner, host, port, shutdown_timeout=1.0).start()
     except OSError as error:
         await runner.cleanup()
-        raise UserError(f"cannot listen at host={host} port={port}: {error.strerror or error}; port=0 is a free one") from error
+        raise UserError(
+            f"cannot listen at host={host} port={port}: {error.strerror or error}; port=0 is a free one"
+        ) from error
     place = runner.addresses[0]
     shown = f"[{place[0]}]" if ":" in place[0] else place[0]
     print(f"http://{shown}:{place[1]}/" + (f"?token={token}" if token else ""), flush=True)

@@ -16,6 +16,7 @@ from mbrl.replay import Episode
 
 ROOM = 20  # one moment in so many is forgotten at a time
 
+
 @dataclasses.dataclass(eq=False, slots=True)
 class Moment:
     """Where a dream and the simulator beside it are after a decision, or where a dream begins."""

@@ -36,7 +36,7 @@ export function build(host, ask) {
   host.append(others);
   const under = document.createElement("p");
   under.className = "under";
-  under.innerHTML = "<kbd>←</kbd><kbd>→</kbd><kbd>↑</kbd><kbd>↓</kbd> move, with <kbd>Shift</kbd> slowly";
+  under.innerHTML = "<kbd>←</kbd><kbd>→</kbd><kbd>↑</kbd><kbd>↓</kbd> <kbd>Shift</kbd> slowly";
   host.append(under);
 }
 

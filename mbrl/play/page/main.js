@@ -106,9 +106,10 @@ function drawStatus() {
   find("#where").textContent = `decision ${at.depth}` + (status.pilot === "you" ? "" : `, ${status.pilot} drives`);
   for (const button of find("#pilots").children) button.setAttribute("aria-pressed", button.dataset.name === status.pilot);
   find("#score").hidden = !status.played;
-  find("#score").textContent = `${status.solved} of ${status.played} episodes solved`;
+  find("#score").textContent = `solved ${status.solved} of ${status.played}`;
+  if (status.pilot !== "you") find("#hint").classList.add("gone");
   find("#eyes-row").hidden = status.pilot !== "policy";
-  find("#again").parentElement.hidden = status.pilot === "you";
+  find("#again-row").hidden = status.pilot === "you";
   set("#eyes", status.eyes);
   find("#again").checked = status.again;
   set("#temperature", status.temperature);

@@ -39,7 +39,9 @@ export function drawPlot() {
 
   const path = state.path.map(moment), low = path[0].depth;
   let high = low + 20;
-  for (const at of state.moments.values()) if (at.depth > high && (state.on.has(at.id) || near(at))) high = at.depth;
+  for (const at of state.moments.values()) {
+    if (at.depth > high && (at.depth <= state.about.episode || near(at))) high = at.depth;
+  }
   scale = { low, high, x: (depth) => LEFT + ((depth - low) / (high - low)) * (width - LEFT - RIGHT) };
 
   const room = height - TOP - BOTTOM, inTree = Math.min(0.4 * room, 18 * (used - 1) + 6), rest = room - inTree - 48;
@@ -96,7 +98,6 @@ function tree(pen, [top, bottom]) {
   const y = (id) => top + (lanes.get(id) - first) * gap;
   const visible = (id) => lanes.get(id) >= first && lanes.get(id) < first + fit;
   places.length = 0;
-  pen.lineCap = "round";
   for (const at of state.moments.values()) {
     if (!visible(at.id) || at.depth < scale.low || at.depth > scale.high) continue;
     const x = scale.x(at.depth), on = state.on.has(at.id);
@@ -105,6 +106,7 @@ function tree(pen, [top, bottom]) {
       pen.strokeStyle = ownColour(at.pilot);
       pen.globalAlpha = on ? 1 : 0.35;
       pen.lineWidth = on ? 3 : 2;
+      pen.lineCap = on ? "round" : "butt";
       const x0 = scale.x(moment(at.parent).depth), y0 = y(at.parent);
       pen.beginPath();
       pen.moveTo(x0, y0);

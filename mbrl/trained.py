@@ -106,7 +106,10 @@ def load_world(folder: Path, settings: Settings, env: envs.PixelEnv, device: tor
         stored = read_heads(folder)
         known, resolution = stored.action_dim, settings.image_size
         part = dataclasses.replace(
-            settings.world_model, kind="ivideogpt", pretrained=str(folder), heads=stored.heads
+            settings.world_model,
+            kind="ivideogpt",
+            pretrained=str(folder),
+            heads=stored.heads,  # type: ignore[arg-type]
         )
         world = make_ivideogpt(dataclasses.replace(settings, world_model=part), env, device)
     if known != action_dim:
