@@ -74,7 +74,7 @@ def session_of(kept: Path, trained: Trained | None = None, **status: object) -> 
 
 
 @contextlib.contextmanager
-def served(session: Session, token: str | None = None) -> Iterator[str]:
+def served(session: Session, token: str | None = None, port: int = 0) -> Iterator[str]:
     """Its address while a thread serves it."""
     from aiohttp import web
 
@@ -85,7 +85,7 @@ def served(session: Session, token: str | None = None) -> Iterator[str]:
     async def start() -> None:
         runner = web.AppRunner(make_app(session, token))
         await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        await web.TCPSite(runner, "127.0.0.1", port, reuse_address=True).start()
         runners.append(runner)
         started.set()
 
@@ -100,7 +100,7 @@ def served(session: Session, token: str | None = None) -> Iterator[str]:
     thread.start()
     started.wait()
     try:
-        yield "http://127.0.0.1:{}".format(runners[0].addresses[0][1])
+        yield f"http://127.0.0.1:{runners[0].addresses[0][1]}"
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()

@@ -115,8 +115,8 @@ def test_a_woken_dream_begins_from_what_is_real():
     assert np.array_equal(drive.tree.real_stack(woken), real)
     chosen = actions(3, seed=1)
     moments = drive_through(drive, chosen)
-    dream = imagine(drive.world, to_float(torch.from_numpy(real)[None]), torch.from_numpy(chosen)[None], 3, temperature=0)
-    assert np.array_equal(dreamt(moments), to_uint8(dream.frames)[0].numpy())
+    assert np.array_equal(woken.context, to_float(torch.from_numpy(real)[None]))
+    assert np.array_equal(dreamt(moments), imagined(drive, woken, chosen))
     assert np.array_equal(drive.tree.dream_stack(drive.here), dreamt(moments))
     drive.go(before)
     assert drive.step(chosen[0], "you").mse > 0, "the dream that was not woken is still there"
@@ -257,7 +257,8 @@ def test_episodes_follow_each_other_and_successes_are_counted(tmp_path):
         starts.add(conduct.drive.tree.path(conduct.drive.here)[0])
     assert len(starts) == 3
     assert conduct.status.solved == 2
-    assert [start.pilot for start in sorted(starts, key=lambda start: start.id)] == [f"reset, seed {i}" for i in range(3)]
+    in_order = sorted(starts, key=lambda start: start.id)
+    assert [start.pilot for start in in_order] == ["reset, seed 0", "reset, seed 1", "reset, seed 2"]
     say(conduct, "hold", action=np.ones(2, np.float32), moving=True, seq=1)
     conduct.advance()
     say(conduct, "hold", action=np.ones(2, np.float32), moving=False, seq=2)
@@ -316,8 +317,8 @@ def garbage(count, seed=0):
     """Text that no page sends: noise, broken JSON, right names with wrong fields, numbers of every kind."""
     dice = random.Random(seed)
     values = [None, True, -1, 1e999, float("nan"), "x" * 50, [], [1] * 3, {}, {"a": 1}, 2**70, [None, 0], "\u0000"]
-    names = ["hold", "go", "start", "pilot", "temperature", "wake_every", "eyes", "speed", "step", "run", "nothing", "__init__"]
-    fields = ["do", "action", "moving", "seq", "moment", "name", "value", "decisions", "on", "source", "number"]
+    names = "hold go start pilot temperature wake_every eyes speed step run nothing __init__".split()
+    fields = "do action moving seq moment name value decisions on source number".split()
     for _ in range(count):
         kind = dice.randrange(4)
         if kind == 0:
@@ -333,15 +334,14 @@ def garbage(count, seed=0):
 
 
 def test_what_no_page_sends_is_one_line():
-    harmless = 0
+    said = []
     for text in garbage(5000):
         try:
             read(text, 2)
-            harmless += 1
         except BadMessage as error:
-            assert len(str(error)) < 200
-            assert "\n" not in str(error)
-    assert harmless < 1000
+            said.append(str(error))
+    assert len(said) > 4000
+    assert all(len(line) < 200 and "\n" not in line for line in said)
 
 
 @pytest.mark.parametrize(
@@ -436,7 +436,10 @@ def test_demonstrations_that_do_not_fit(tmp_path: Path, run_root: Path, typed: C
 
 def test_which_run_is_meant(finished: Path, tmp_path: Path, typed: Command):
     for overrides, said in (
-        (["task=toy/reach", "watch=true", f"run_root={tmp_path}"], "no run of toy/reach has weights here: make train TASK=toy/reach"),
+        (
+            ["task=toy/reach", "watch=true", f"run_root={tmp_path}"],
+            "no run of toy/reach has weights here: make train TASK=toy/reach",
+        ),
         (["task=toy/reach", "watch=true", f"run_root={finished.parents[3]}"], f"one of yours: add run={finished}"),
         ([f"run={tmp_path}"], "there is no run; a run's folder is runs/<task>/<agent>/<seed>"),
         ([f"run={finished}", "task=hammer"], "learned task=toy/reach, not hammer"),

@@ -76,8 +76,8 @@ class Conduct:
         self.parts, self.status, self.drive = parts, status, parts.drive
         self.heeded: dict[str, int] = {}  # by page, the newest hold that a step went by
         self._episodes: OrderedDict[tuple[str, int], Episode] = OrderedDict()
-        still = np.zeros(self.drive.env.action_space.shape, np.float32)
-        self._hold = Hold("", 0, still, False)
+        self._nobody = Hold("", 0, np.zeros(self.drive.env.action_space.shape, np.float32), False)
+        self._hold = self._nobody
         self._pressed: Hold | None = None  # since the last step, if it was let go of again
         self._next_episode = episode
         self._begin_next()
@@ -101,7 +101,8 @@ class Conduct:
         if status.pilot == YOU:
             hold, self._pressed = self._pressed or self._hold, None
             drive.step(hold.action, YOU)
-            self.heeded[hold.page] = hold.seq
+            if hold is not self._nobody:
+                self.heeded[hold.page] = hold.seq
             return
         try:
             drive.step(self.parts.pilots[status.pilot].act(drive, status.eyes), status.pilot)
@@ -112,7 +113,7 @@ class Conduct:
         """A page is gone, and so are the hands on its keys."""
         self.heeded.pop(page, None)
         if self._hold.page == page:
-            self._hold = self._hold._replace(moving=False, action=np.zeros_like(self._hold.action))
+            self._hold, self._pressed = self._nobody, None
 
     def note(self, text: str, fault: bool = False) -> None:
         self.status.note, self.status.fault = text, fault

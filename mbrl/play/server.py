@@ -143,7 +143,8 @@ async def _listen(app: web.Application) -> None:
     loop = asyncio.get_running_loop()
 
     def tell() -> None:
-        for page in app[PAGES]:
+        pages: set[Page] = app[PAGES]
+        for page in pages:
             page.news.set()
 
     def changed() -> None:
@@ -253,10 +254,10 @@ async def _serve(app: web.Application, host: str, port: int, token: str | None) 
     for number in STOPPING:
         if signal.getsignal(number) != signal.SIG_IGN:
             loop.add_signal_handler(number, stop.set)
-    runner = web.AppRunner(app, access_log=None)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     try:
-        await web.TCPSite(runner, host, port, shutdown_timeout=1.0).start()
+        await web.TCPSite(runner, host, port).start()
     except OSError as error:
         await runner.cleanup()
         raise UserError(

@@ -47,7 +47,7 @@ function show() {
 }
 
 find("#source").onchange = load;
-find("#number").onchange = load;
+find("#number").oninput = load;
 find("#decision").oninput = () => { if (frames) show(); };
 find("#episodes").addEventListener("close", () => {
   if (find("#episodes").returnValue === "begin") {
