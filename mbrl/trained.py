@@ -89,10 +89,10 @@ def world_of(
         world = make_world(settings, env, device)
         world.load_weights(run.checkpoint.load(WORLD, device))
         return world, str(run.checkpoint.path)
-    world = make_world(settings, env, device)
-    pretrained = settings.world_model.pretrained
-    random = settings.world_model.kind == "ivideogpt" and pretrained == "none"
-    return world, "random weights" if random else pretrained
+    kind, pretrained = settings.world_model.kind, settings.world_model.pretrained
+    if kind == "ivideogpt" and pretrained != "none":
+        return load_world(find_pretrained(pretrained), settings, env, device), pretrained
+    return make_world(settings, env, device), "the simulator" if kind == "simulator" else "random weights"
 
 
 def load_world(folder: Path, settings: Settings, env: envs.PixelEnv, device: torch.device) -> WorldModel:

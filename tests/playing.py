@@ -1,13 +1,18 @@
-"""A play as small as it gets, and a server of it in a thread."""
+"""A play as small as it gets, a server of it in a thread, and pages that visit it."""
 
 import asyncio
 import contextlib
+import json
+import random
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import aiohttp
 import numpy as np
 import torch
+from aiohttp import web
 from tiny import tiny
 
 from mbrl.build import make_world
@@ -16,10 +21,13 @@ from mbrl.play.assemble import assemble
 from mbrl.play.conduct import Conduct, Parts, Status
 from mbrl.play.drive import Drive
 from mbrl.play.messages import Message
+from mbrl.play.server import make_app
 from mbrl.play.session import Session
 from mbrl.trained import Trained, endless_env
 
 NOWHERE = Path("nowhere")
+SIZE = 3 * 32 * 32  # bytes of an image
+TIMEOUT = aiohttp.ClientTimeout(total=30)
 
 
 def settings_of(*overrides: str) -> Settings:
@@ -76,10 +84,6 @@ def session_of(kept: Path, trained: Trained | None = None, **status: object) -> 
 @contextlib.contextmanager
 def served(session: Session, token: str | None = None, port: int = 0) -> Iterator[str]:
     """Its address while a thread serves it."""
-    from aiohttp import web
-
-    from mbrl.play.server import make_app
-
     loop, started, runners = asyncio.new_event_loop(), threading.Event(), []
 
     async def start() -> None:
@@ -104,3 +108,83 @@ def served(session: Session, token: str | None = None, port: int = 0) -> Iterato
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
+
+
+def unpack(data):
+    (length,) = struct.unpack("<I", data[:4])
+    return json.loads(data[4 : 4 + length]), np.frombuffer(data[4 + length :], np.uint8)
+
+
+class Tab:
+    """A page's end of the web socket, keeping what a page keeps."""
+
+    def __init__(self, channel):
+        self.channel, self.told, self.about, self.moments, self.complaints = channel, {}, {}, {}, []
+
+    async def hear(self):
+        self.told, images = unpack((await asyncio.wait_for(self.channel.receive(), 30)).data)
+        assert images.size == 2 * SIZE
+        self.about = self.told.get("about", self.about)
+        if self.told["whole"]:
+            self.moments.clear()
+        self.moments |= {moment["id"]: moment for moment in self.told["moments"]}
+        if "complaint" in self.told:
+            self.complaints.append(self.told["complaint"])
+        return images
+
+    async def until(self, true):
+        while not (self.told and true(self.told)):
+            await self.hear()
+
+    async def say(self, do, **fields):
+        await self.channel.send_str(json.dumps({"do": do} | fields))
+
+
+def visit(address, scenario, headers=None, **options):
+    """Run `scenario(client, tab)` as a page would."""
+
+    async def run():
+        async with aiohttp.ClientSession(address, timeout=TIMEOUT, headers=headers, **options) as client:
+            async with client.ws_connect("/ws") as channel:
+                return await scenario(client, Tab(channel))
+
+    return asyncio.run(run())
+
+
+def status(address, path, **headers):
+    """Of a GET request with these headers."""
+
+    async def run():
+        async with aiohttp.ClientSession(address, timeout=TIMEOUT) as client:
+            async with client.get(path, headers=headers, allow_redirects=False) as answer:
+                return answer.status, await answer.read(), answer
+
+    return asyncio.run(run())
+
+
+async def answers(client, tab):
+    """The server goes on."""
+    await tab.hear()
+    here = tab.told["here"]
+    await tab.say("step")
+    await tab.until(lambda told: told["here"] > here)
+
+
+def garbage(count, seed=0):
+    """Text that no page sends: noise, broken JSON, right names with wrong fields, numbers of every kind."""
+    dice = random.Random(seed)
+    values = [None, True, -1, 1e999, float("nan"), "x" * 50, [], [1] * 3, {}, {"a": 1}, 2**70, [None, 0], "\u0000"]
+    names = "hold go start pilot temperature wake_every eyes speed step run nothing __init__".split()
+    fields = "do action moving seq moment name value decisions on source number".split()
+    for _ in range(count):
+        kind = dice.randrange(4)
+        if kind == 0:
+            yield "".join(chr(dice.randrange(1, 0x2FF)) for _ in range(dice.randrange(60)))
+        elif kind == 1:
+            yield "[" * dice.randrange(5000)
+        else:
+            message = {dice.choice(fields): dice.choice(values) for _ in range(dice.randrange(5))}
+            if kind == 3:
+                message["do"] = dice.choice(names)
+            text = json.dumps(message)
+            yield text[: dice.randrange(len(text) + 1)] if dice.random() < 0.2 else text

@@ -91,8 +91,10 @@ def main(overrides: list[str]) -> None:
     if options.gif != "none":
         write_film(Conduct(build(session), status, options.episode), Path(options.gif))
         return
-    from mbrl.play.server import serve
-
+    try:
+        from mbrl.play.server import serve
+    except ModuleNotFoundError as error:
+        raise UserError(f"the page needs a package that is not installed ({error}): pip install '.[play]'") from error
     try:
         session.open()
         serve(session, options.host, options.port)

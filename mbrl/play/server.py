@@ -17,6 +17,7 @@ import signal
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from socket import gethostname
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,12 +25,13 @@ import numpy as np
 from aiohttp import WSMsgType, web
 from aiohttp.typedefs import Handler, Middleware
 
+from mbrl.experiment.command import USER_ERRORS
 from mbrl.experiment.interrupts import STOPPING
 from mbrl.experiment.settings import UserError
 from mbrl.play.conduct import Conduct
 from mbrl.play.keeping import Format, Reel, film, reel
 from mbrl.play.messages import LONGEST, BadMessage, read
-from mbrl.play.session import FAULTS, Cursor, Session
+from mbrl.play.session import Cursor, Session
 
 PAGE = Path(__file__).parent / "page"
 MOST = 64  # pages at a time
@@ -143,8 +145,7 @@ async def _listen(app: web.Application) -> None:
     loop = asyncio.get_running_loop()
 
     def tell() -> None:
-        pages: set[Page] = app[PAGES]
-        for page in pages:
+        for page in app[PAGES]:
             page.news.set()
 
     def changed() -> None:
@@ -156,7 +157,7 @@ async def _listen(app: web.Application) -> None:
 
 async def _dismiss(app: web.Application) -> None:
     app[SESSION].changed = lambda: None
-    for page in set(app[PAGES]):
+    for page in app[PAGES].copy():
         await page.socket.close(code=1001)
 
 
@@ -211,7 +212,7 @@ async def _asked(request: web.Request, function: Callable[[Conduct], Any]) -> An
     """Have something computed by the thread that drives."""
     try:
         return await asyncio.wrap_future(request.app[SESSION].call(function))
-    except FAULTS as error:
+    except USER_ERRORS as error:
         raise web.HTTPConflict(text=f"{error}\n") from error
 
 
@@ -263,9 +264,15 @@ async def _serve(app: web.Application, host: str, port: int, token: str | None) 
         raise UserError(
             f"cannot listen at host={host} port={port}: {error.strerror or error}; port=0 is a free one"
         ) from error
-    place = runner.addresses[0]
-    shown = f"[{place[0]}]" if ":" in place[0] else place[0]
-    print(f"http://{shown}:{place[1]}/" + (f"?token={token}" if token else ""), flush=True)
+    bound = runner.addresses[0]
+    print(_address(bound[0], bound[1], token), flush=True)
     print("Ctrl-C ends it", flush=True)
     await stop.wait()
     await runner.cleanup()
+
+
+def _address(host: str, port: int, token: str | None) -> str:
+    if ipaddress.ip_address(host).is_unspecified:
+        host = gethostname()
+    shown = f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{port}/" + (f"?token={token}" if token else "")

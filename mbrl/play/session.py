@@ -13,6 +13,7 @@ Nothing waits for a page: it is told what is new when it asks, however long that
 from __future__ import annotations
 
 import dataclasses
+import sys
 import threading
 import time
 from collections import deque
@@ -20,15 +21,13 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, NamedTuple, TypeVar
 
-import envs
-from mbrl.experiment.settings import UserError
+from mbrl.experiment.command import USER_ERRORS
 from mbrl.play.conduct import Conduct, Parts, Status
 from mbrl.play.messages import Message
 from mbrl.play.tree import Moment
 
 T = TypeVar("T")
 PENDING = 200  # messages that wait; more are dropped
-FAULTS = (UserError, ValueError, RuntimeError, envs.NoExpert, envs.EpisodeOver)
 RECENT = 8  # steps that the rate is a mean over
 TAKES_OVER = frozenset({"hold", "run", "pilot", "start", "go"})
 
@@ -156,11 +155,18 @@ class Session:
         while (job := self._next()) is not None:
             try:
                 job()
-            except FAULTS as error:
-                self.status.runs = False
-                self.conduct.note(" ".join(str(error).split()), fault=True)
+            except Exception as error:  # noqa: BLE001, whatever goes wrong, the page stays
+                self._tell(error)
             self._publish()
         parts.drive.close()
+
+    def _tell(self, error: Exception) -> None:
+        """The pages what could not be done, and the terminal what should not have happened."""
+        line = " ".join(str(error).split()) or type(error).__name__
+        if not isinstance(error, USER_ERRORS):
+            print(f"error: {type(error).__name__}: {line}", file=sys.stderr)
+        self.status.runs = False
+        self.conduct.note(line, fault=True)
 
     def _next(self) -> Callable[[], None] | None:
         """What is to be done next; None at the end."""

@@ -9,7 +9,9 @@ import { openEpisodes } from "./episodes.js";
 const find = (id) => document.querySelector(id);
 const WAIT_MS = [300, 600, 1200, 2500, 5000]; // before it tries to connect again
 
-let socket = null, tries = 0, dirty = false, seq = 0, noted = -1;
+const PATIENCE_MS = 700; // for a decision, before the page says who is thinking about it
+
+let socket = null, tries = 0, arrived = 0, dirty = false, seq = 0, noted = -1;
 const waiting = []; // [seq, when] of holds that no image has heeded yet
 const delays = [];
 
@@ -26,6 +28,7 @@ function connect() {
   socket.onmessage = (event) => {
     const [told, bytes] = unpack(event.data);
     const first = !state.about || told.about;
+    if (told.here !== state.here) arrived = performance.now();
     take(told);
     remember(state.here, bytes);
     if (first) setUp();
@@ -103,7 +106,8 @@ function drawStatus() {
   document.body.classList.toggle("runs", status.runs);
   document.body.dataset.here = state.here;
   find("#rate").textContent = status.rate ? `${status.rate.toFixed(1)} a second` : "";
-  find("#where").textContent = `decision ${at.depth}` + (status.pilot === "you" ? "" : `, ${status.pilot} drives`);
+  const does = status.runs && performance.now() - arrived > PATIENCE_MS ? "thinks …" : "drives";
+  find("#where").textContent = `decision ${at.depth}` + (status.pilot === "you" ? "" : `, ${status.pilot} ${does}`);
   for (const button of find("#pilots").children) button.setAttribute("aria-pressed", button.dataset.name === status.pilot);
   find("#score").hidden = !status.played;
   find("#score").textContent = `solved ${status.solved} of ${status.played}`;
@@ -149,7 +153,7 @@ function setUp() {
     Object.assign(button, { innerHTML: `${name[0].toUpperCase()}${name.slice(1)} <kbd>${i + 1}</kbd>` });
     button.dataset.name = name;
     button.style.setProperty("--own", `var(--${name})`);
-    button.onclick = () => send("pilot", { name });
+    button.onclick = () => { send("pilot", { name }); button.blur(); };
     return button;
   }));
   hands.build(find("#hands"), hold);
@@ -213,6 +217,8 @@ document.addEventListener("visibilitychange", () => { if (document.hidden) hands
 addEventListener("resize", fit);
 hands.onImage(find("#dream .image"), find("#stick"));
 listen((id) => { if (state.looked !== id) { state.looked = id; redraw(); } }, (id) => send("go", { moment: id }));
+
+setInterval(() => { if (state.status.runs) redraw(); }, PATIENCE_MS / 2);
 
 let buttons = [];
 (function poll() {

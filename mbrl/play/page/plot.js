@@ -98,23 +98,27 @@ function tree(pen, [top, bottom]) {
   const y = (id) => top + (lanes.get(id) - first) * gap;
   const visible = (id) => lanes.get(id) >= first && lanes.get(id) < first + fit;
   places.length = 0;
+  let last = null, style = ""; // what the stroke that is being drawn ends at, and looks like
+  const inks = {};
   for (const at of state.moments.values()) {
     if (!visible(at.id) || at.depth < scale.low || at.depth > scale.high) continue;
-    const x = scale.x(at.depth), on = state.on.has(at.id);
+    const x = scale.x(at.depth), on = state.on.has(at.id), own = `${at.pilot} ${on}`;
     places.push({ id: at.id, x, y: y(at.id) });
-    if (at.parent !== null && visible(at.parent)) {
-      pen.strokeStyle = ownColour(at.pilot);
-      pen.globalAlpha = on ? 1 : 0.35;
-      pen.lineWidth = on ? 3 : 2;
-      pen.lineCap = on ? "round" : "butt";
-      const x0 = scale.x(moment(at.parent).depth), y0 = y(at.parent);
+    if (at.parent === null || !visible(at.parent)) continue;
+    const x0 = scale.x(moment(at.parent).depth), y0 = y(at.parent);
+    if (at.parent !== last || own !== style) {
+      if (last !== null) pen.stroke();
+      pen.strokeStyle = inks[at.pilot] ??= ownColour(at.pilot);
+      [pen.globalAlpha, pen.lineWidth] = on ? [1, 3] : [0.35, 2];
       pen.beginPath();
       pen.moveTo(x0, y0);
-      if (y0 === y(at.id)) pen.lineTo(x, y0);
-      else pen.bezierCurveTo((x0 + x) / 2, y0, x0, y(at.id), x, y(at.id));
-      pen.stroke();
+      style = own;
     }
+    if (y0 === y(at.id)) pen.lineTo(x, y0);
+    else pen.bezierCurveTo((x0 + x) / 2, y0, x0, y(at.id), x, y(at.id));
+    last = at.id;
   }
+  if (last !== null) pen.stroke();
   pen.lineWidth = 1;
   for (const place of places) mark(pen, moment(place.id), place);
   pen.globalAlpha = 1;
