@@ -17,6 +17,7 @@ KNOWS_data := SOURCE ARGS
 KNOWS_pretrain := DATA STAGE ARGS
 KNOWS_predict := MODEL DATA ARGS
 KNOWS_study := NAME MODEL DATA ARGS
+KNOWS_export := RUN ARGS
 KNOWS_bench := TASK AGENT SEED PRESET PEER PEER_PYTHON ARGS
 KNOWS_play := TASK RUN MODEL HOST PORT ARGS
 KNOWS_watch := TASK RUN MODEL HOST PORT ARGS
@@ -24,7 +25,7 @@ KNOWS_verify := RUN ARGS
 KNOWS_doctor := ARGS
 KNOWS_tasks := ARGS
 KNOWS_test := ARGS
-TARGETS := help setup train resume eval sweep compare data pretrain predict study bench play watch verify doctor tasks test check lint
+TARGETS := help setup train resume eval sweep compare data pretrain predict study export bench play watch verify doctor tasks test check lint
 
 # --- what was typed, before anything is done ----------------------------------------------------------------------
 # A word that no target knows must stop make: `make train task=hammer` would train another task for hours.
@@ -83,6 +84,7 @@ help:
 	@echo "make pretrain  pre-train a world model on DATA; STAGE=tokenizer|transformer|both (keys: configs/pretrain.yaml)"
 	@echo "make predict   predict recorded video with MODEL and DATA, with metrics (keys: configs/predict.yaml)"
 	@echo "make study     small studies of a model, NAME=fewshot|scaling|efficiency|decoupling, each a table (configs/study.yaml)"
+	@echo "make export    write the episodes of RUN, or its dreams, as a LeRobot dataset (keys: configs/export.yaml)"
 	@echo "make bench     measure speed; with PEER and PEER_PYTHON beside the official code (docs/performance.md)"
 	@echo "make play      drive a dream of TASK with the simulator beside it, on a page of this machine (docs/play.md)"
 	@echo "make watch     the same page, and the policy of RUN drives: robot, its dream, their difference, success counted"
@@ -98,7 +100,8 @@ help:
 	@echo "SEED=1               of everything random in the run"
 	@echo "PRESET=auto          smoke (minutes), small (a laptop), paper (a GPU), auto (small or paper by device)"
 	@echo "PEER=DIR             a checkout of thuml/iVideoGPT; PEER_PYTHON: the python of an environment that runs it"
-	@echo "RUN=runs/hammer/mbpo/1 MODEL=DIR HOST=127.0.0.1 PORT=8765    of play and watch (more keys: configs/play.yaml)"
+	@echo "RUN=runs/hammer/mbpo/1   the folder of a run, of play, watch, verify and export"
+	@echo "MODEL=DIR HOST=127.0.0.1 PORT=8765    of play and watch    (more keys: configs/play.yaml)"
 	@echo "SEEDS=1-5 JOBS=2 LAUNCHER=local|slurm                    of a sweep    (more keys: configs/sweep.yaml)"
 	@echo "TASKS=hammer,door-lock RUNS=runs/hammer,x.csv NAME=x     of a comparison (more: configs/compare.yaml)"
 	@echo "ARGS=\"key=value ...\" any key of configs/config.yaml; quote what the shell would read:"
@@ -109,7 +112,7 @@ help:
 	@echo "                     install page lists them); without it the build that pip finds by default."
 	@echo "                     Another build later: remove $(VENV) first."
 
-.PHONY: train resume eval sweep compare data pretrain predict study bench play watch verify doctor tasks
+.PHONY: train resume eval sweep compare data pretrain predict study export bench play watch verify doctor tasks
 train: setup
 	$(PY) -m mbrl.train $(CHOSEN) $(call given,preset,$(PRESET)) $(ARGS)
 
@@ -148,6 +151,9 @@ watch: setup
 
 verify: setup
 	$(PY) -m mbrl.verify $(call given,run,$(RUN)) $(ARGS)
+
+export: setup
+	$(PY) -m mbrl.export $(call given,source,$(RUN)) $(ARGS)
 
 doctor: setup
 	$(PY) -m mbrl.doctor $(ARGS)
