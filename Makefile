@@ -153,7 +153,7 @@ verify: setup
 	$(PY) -m mbrl.verify $(call given,run,$(RUN)) $(ARGS)
 
 export: setup
-	$(PY) -m mbrl.export $(call given,source,$(RUN)) $(ARGS)
+	$(PY) -m mbrl.export $(call given,run,$(RUN)) $(ARGS)
 
 doctor: setup
 	$(PY) -m mbrl.doctor $(ARGS)

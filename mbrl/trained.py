@@ -1,7 +1,7 @@
-"""What runs left behind, to be acted and dreamt with: the agent and the world model of a run folder, other models.
+"""A run that has weights, with all that acting and dreaming as it does needs (`mbrl/interop` has the bare policy).
 
-A run has weights if its folder holds a checkpoint with `agent.safetensors`; a published one needs no more than that
-part of it. Its world model is the one in `world_model/` (the official layout), or else the checkpoint's.
+A published run needs no more of its checkpoint than `agent.safetensors`. The world model is the one in `world_model/`
+(the official layout), or else the checkpoint's.
 """
 
 import dataclasses
@@ -11,40 +11,22 @@ from typing import Any, NamedTuple
 import torch
 
 import envs
-from agents import Agent
-from mbrl.build import ROOT, environment_keywords, find_pretrained, make_agent, make_ivideogpt, make_world
-from mbrl.experiment import checkpoints
-from mbrl.experiment.checkpoints import Checkpoint
+from mbrl.build import ROOT, find_pretrained, make_ivideogpt, make_world
 from mbrl.experiment.identity import with_defaults
 from mbrl.experiment.run import CHECKPOINTS
 from mbrl.experiment.settings import Settings, UserError, build
-from mbrl.experiment.stored_config import stored_config
+from mbrl.interop import Policy, load
 from world_model import WorldModel
 from world_model.ivideogpt.weights import read_heads
 from world_model.onestep import OneStep, OneStepWorld, holds_onestep
 
 AGENT, WORLD = "agent.safetensors", "world_model.safetensors"  # parts of a checkpoint
 LEFT = "world_model"  # the folder that a finished run leaves its world model in
-ENDLESS = 10**6  # decisions that nobody drives
 
 
 class Trained(NamedTuple):
-    """A run with weights."""
-
-    folder: Path
+    policy: Policy
     settings: Settings
-    checkpoint: Checkpoint
-
-    @property
-    def decision(self) -> int:
-        """Decisions of its training."""
-        return self.checkpoint.frame // self.settings.action_repeat
-
-    def agent(self, env: envs.PixelEnv, device: torch.device) -> Agent:
-        """Its agent, fit for acting without exploring."""
-        agent = make_agent(self.settings, env, device)
-        agent.load_weights(self.checkpoint.load(AGENT, device))
-        return agent
 
 
 def open_run(name: str, **changed: Any) -> Trained:
@@ -52,26 +34,17 @@ def open_run(name: str, **changed: Any) -> Trained:
 
     Raises UserError: there is none, it has no weights, or this version cannot read it.
     """
-    folder = next((path for path in (Path(name), ROOT / name) if path.is_dir()), Path(name))
-    config = stored_config(folder)
-    if config is None:
-        raise UserError(f"run={name}: there is no run; a run's folder is runs/<task>/<agent>/<seed>")
-    saved = checkpoints.latest(folder / CHECKPOINTS)
-    if saved is None or not (saved.path / AGENT).exists():
-        raise UserError(f"run={name}: it has no weights, only its results: no {CHECKPOINTS}/<frame>/{AGENT}")
-    return Trained(folder, build(Settings, with_defaults(config) | changed), saved)
+    folder = next((path for path in (Path(name), ROOT / name) if path.is_dir()), None)
+    if folder is None:
+        raise UserError(f"run={name}: there is no such folder; a run's is runs/<task>/<agent>/<seed>")
+    policy = load(folder, changed.get("device", "cpu"))
+    return Trained(policy, build(Settings, with_defaults(policy.config) | changed))
 
 
 def runs_with_weights(task: str, root: Path) -> list[Path]:
     """Run folders of a task below `root` (runs, runs/published), those of MBPO first."""
     found = {path.parents[2] for path in root.glob(f"{task}/*/*/{CHECKPOINTS}/*/{AGENT}")}
     return sorted(found, key=lambda path: (not path.parent.name.startswith("mbpo"), path))
-
-
-def endless_env(settings: Settings) -> envs.PixelEnv:
-    """The task without a time limit."""
-    endless = {"episode_frames": ENDLESS * settings.action_repeat}
-    return envs.make(settings.task, **environment_keywords(settings) | endless)
 
 
 def world_of(
@@ -83,12 +56,12 @@ def world_of(
     """
     if model != "none":
         return load_world(find_pretrained(model, "model"), settings, env, device), model
-    if run is not None and (run.folder / LEFT).is_dir():
-        return load_world(run.folder / LEFT, settings, env, device), str(run.folder / LEFT)
-    if run is not None and (run.checkpoint.path / WORLD).exists():
+    if run is not None and (left := run.policy.folder / LEFT).is_dir():
+        return load_world(left, settings, env, device), str(left)
+    if run is not None and ((saved := run.policy.checkpoint).path / WORLD).exists():
         world = make_world(settings, env, device)
-        world.load_weights(run.checkpoint.load(WORLD, device))
-        return world, str(run.checkpoint.path)
+        world.load_weights(saved.load(WORLD, device))
+        return world, str(saved.path)
     kind, pretrained = settings.world_model.kind, settings.world_model.pretrained
     if kind == "ivideogpt" and pretrained != "none":
         return load_world(find_pretrained(pretrained), settings, env, device), pretrained

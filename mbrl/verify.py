@@ -36,14 +36,14 @@ def main(overrides: list[str]) -> None:
     settings, row = trained.settings, published(trained)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    env, frame, episodes = make_env(settings), trained.checkpoint.frame, int(row["episodes"])
-    agent = trained.agent(env, pick_device(settings.device))
+    env, policy, episodes = make_env(settings), trained.policy, int(row["episodes"])
+    frame, decision = policy.frame, policy.frame // settings.action_repeat
     seeds = [stream_seed(settings.seed, "evaluation", frame, i) for i in range(episodes)]
-    result = play(agent, env, trained.decision, tqdm(seeds, unit="episode", dynamic_ncols=True))
+    result = play(policy.agent, env, decision, tqdm(seeds, unit="episode", dynamic_ncols=True))
     env.close()
     rate, earned = float(row["success_rate"]), float(row["episode_return"])
     told = (
-        f"{trained.folder} at frame {frame}, {episodes} episodes: success rate {result.success_rate:g}, return "
+        f"{policy.folder} at frame {frame}, {episodes} episodes: success rate {result.success_rate:g}, return "
         f"{result.episode_return:.3f}; eval.csv says {rate:g} and {earned:.3f}"
     )
     if not math.isclose(result.success_rate, rate, abs_tol=1e-6):
@@ -54,16 +54,16 @@ def main(overrides: list[str]) -> None:
 
 def published(trained: Trained) -> dict[str, str]:
     """The row of eval.csv that belongs to the weights. Raises UserError: there is none."""
-    path = trained.folder / EVAL
+    path, frame = trained.policy.folder / EVAL, trained.policy.frame
     try:
         rows = list(csv.DictReader(path.read_text().splitlines()))
         frames = [int(row["frame"]) for row in rows]
-        return rows[frames.index(trained.checkpoint.frame)]
+        return rows[frames.index(frame)]
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except (KeyError, ValueError) as error:
         raise UserError(
-            f"{path} has no evaluation at frame {trained.checkpoint.frame}, that of its weights; a finished run has"
+            f"{path} has no evaluation at frame {frame}, that of its weights; a finished run has"
         ) from error
 
 

@@ -15,7 +15,7 @@ import torch
 from aiohttp import web
 from tiny import tiny
 
-from mbrl.build import make_world
+from mbrl.build import make_env, make_world
 from mbrl.experiment.settings import Settings, load
 from mbrl.play.assemble import assemble
 from mbrl.play.conduct import Conduct, Parts, Status
@@ -23,7 +23,7 @@ from mbrl.play.drive import Drive
 from mbrl.play.messages import Message
 from mbrl.play.server import make_app
 from mbrl.play.session import Session
-from mbrl.trained import Trained, endless_env
+from mbrl.trained import Trained
 
 NOWHERE = Path("nowhere")
 SIZE = 3 * 32 * 32  # bytes of an image
@@ -38,12 +38,12 @@ def settings_of(*overrides: str) -> Settings:
 def make_drive(*overrides: str) -> Drive:
     """A drive of toy/reach in a random model whose actions do something."""
     settings = settings_of(*overrides)
-    env = endless_env(settings)
+    env = make_env(settings)
     torch.manual_seed(0)
     world = make_world(settings, env, torch.device("cpu"))
     if settings.world_model.kind == "ivideogpt":
         torch.nn.init.normal_(world.model.action_linear.weight)  # type: ignore[attr-defined]
-    drive = Drive(world, env, episode_decisions=10, stack=3, seed=1)
+    drive = Drive(world, env, stack=3, seed=1)
     drive.begin(drive.fresh(seed=3))
     return drive
 

@@ -91,5 +91,5 @@ def test_nothing_of_the_page_comes_from_elsewhere(session):
 
 
 def test_a_session_that_cannot_be_built_says_why(tmp_path):
-    with pytest.raises(UserError, match="there is no run"), session_of(tmp_path, open_run(str(tmp_path))):
+    with pytest.raises(UserError, match="has no checkpoints"), session_of(tmp_path, open_run(str(tmp_path))):
         pass

@@ -75,7 +75,7 @@ def test_which_run_is_meant(finished: Path, tmp_path: Path, typed: Command):
             "no run of toy/reach has weights here: make train TASK=toy/reach",
         ),
         (["task=toy/reach", "watch=true", f"run_root={finished.parents[3]}"], f"one of yours: add run={finished}"),
-        ([f"run={tmp_path}"], "there is no run; a run's folder is runs/<task>/<agent>/<seed>"),
+        ([f"run={tmp_path}"], "has no checkpoints: it is no run folder"),
         ([f"run={finished}", "task=hammer"], "learned task=toy/reach, not hammer"),
         ([f"run={finished}", "batch_size=3"], "batch_size is the run's own beside run="),
         ([f"run={finished}", "model=nowhere/at/all"], "model=nowhere/at/all: there is no such folder"),
@@ -115,4 +115,4 @@ def test_an_evaluation_is_verified(finished: Path, tmp_path: Path, typed: Comman
     assert "has no evaluation at frame 160" in line
     assert typed(verify.main)[2].startswith("error: run=none: name the folder")
     published = "runs/published/hammer/drqv2/1"
-    assert "it has no weights, only its results" in typed(verify.main, f"run={published}")[2]
+    assert "has no checkpoints: it is no run folder" in typed(verify.main, f"run={published}")[2]

@@ -9,7 +9,7 @@ from playing import garbage, make_conduct, make_drive, say
 
 from mbrl.experiment.settings import UserError
 from mbrl.play.messages import BadMessage, read
-from mbrl.play.pilots import PlanAhead, Policy, TakenBack
+from mbrl.play.pilots import Learned, PlanAhead, TakenBack
 from mbrl.trained import open_run
 
 
@@ -51,8 +51,8 @@ def test_the_policy_takes_over_and_a_key_takes_back(tmp_path, trained):
         say(conduct, "eyes", name=eyes)
         drive = conduct.drive
         stack = drive.tree.dream_stack(drive.here) if eyes == "dream" else drive.tree.real_stack(drive.here)
-        agent = trained.agent(drive.env, torch.device("cpu"))
-        [expected] = agent.act(torch.from_numpy(stack).flatten(0, 1)[None], trained.decision, eval_mode=True)
+        agent, obs = trained.policy.agent, torch.from_numpy(stack).flatten(0, 1)[None]
+        [expected] = agent.act(obs, decision=0, eval_mode=True)
         conduct.advance()
         assert np.array_equal(drive.here.action, np.clip(expected.numpy(), -1, 1))
         assert drive.here.pilot == "policy"
@@ -110,14 +110,15 @@ def test_a_policy_with_a_memory_forgets_what_it_did_not_decide():
     class Counting:
         begun = 0
 
-        def begin_episode(self, eval_mode):
+        def begin_episode(self):
             self.begun += 1
 
-        def act(self, obs, decision, eval_mode):
-            return torch.zeros(1, 2)
+        def act(self, obs):
+            assert obs.shape == (9, 32, 32)
+            return np.zeros(2, np.float32)
 
     drive, agent = make_drive(), Counting()
-    policy = Policy(agent, 0)
+    policy = Learned(agent)
     for _ in range(3):
         drive.step(policy.act(drive, "simulator"), "policy")
     drive.wake()

@@ -4,15 +4,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import envs
+from mbrl.build import make_env
 from mbrl.experiment import demonstrations
 from mbrl.experiment.episodes import EpisodeStore
 from mbrl.experiment.settings import Settings, UserError, pick_device
 from mbrl.play.conduct import Parts, Source
 from mbrl.play.controls import levers
 from mbrl.play.drive import Drive
-from mbrl.play.pilots import Expert, Pilot, PlanAhead, Policy
+from mbrl.play.pilots import Expert, Learned, Pilot, PlanAhead
 from mbrl.replay import Episode
-from mbrl.trained import Trained, endless_env, world_of
+from mbrl.trained import Trained, world_of
 
 
 def assemble(
@@ -27,14 +28,13 @@ def assemble(
     Raises:
         UserError, WeightsError, and what `envs.make` raises: one line each.
     """
-    device, env = pick_device(settings.device), endless_env(settings)
+    device, env = pick_device(settings.device), make_env(settings)
     world, called = world_of(settings, env, device, model, trained)
     (action_dim,), suite = env.action_space.shape, envs.suite_of(settings.task)
-    decisions = (settings.episode_frames or suite.episode_frames) // settings.action_repeat
-    drive = Drive(world, env, episode_decisions=decisions, stack=settings.frame_stack, seed=settings.seed)
+    drive = Drive(world, env, stack=settings.frame_stack, seed=settings.seed)
     pilots: dict[str, Pilot] = {}
     if trained is not None:
-        pilots["policy"] = Policy(trained.agent(env, device), trained.decision)
+        pilots["policy"] = Learned(trained.policy)
     if suite.experts:
         pilots["expert"] = Expert()
     if "reward" in world.heads:
@@ -42,11 +42,11 @@ def assemble(
     about = {
         "task": settings.task,
         "model": called,
-        "run": None if trained is None else str(trained.folder),
-        "frames": None if trained is None else trained.checkpoint.frame,
+        "run": None if trained is None else str(trained.policy.folder),
+        "frames": None if trained is None else trained.policy.frame,
         "actions": action_dim,
         "size": settings.image_size,
-        "episode": decisions,
+        "episode": drive.episode_decisions,
         "heads": list(world.heads),
         "levers": [lever._asdict() for lever in levers(suite.name, settings.camera, action_dim)],
         "pilots": list(pilots),
@@ -60,7 +60,7 @@ def _sources(drive: Drive, experts: bool, trained: Trained | None, kept: Path) -
     found = {"kept": _stored("demonstration", kept)}
     if experts:
         found["expert"] = Source("the expert's episode", lambda: None, drive.expert_episode)
-    if trained is not None and (replay := trained.folder / "replay").is_dir():
+    if trained is not None and (replay := trained.policy.folder / "replay").is_dir():
         found["episode"] = _stored("the run's episode", replay)
     return found
 

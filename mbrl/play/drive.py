@@ -23,6 +23,7 @@ from torch import Tensor
 
 import envs
 from envs.wrappers import Snapshot
+from mbrl.build import ENDLESS
 from mbrl.collector import EpisodeRecorder, expert_action
 from mbrl.experiment.run import stream_seed
 from mbrl.experiment.settings import UserError
@@ -58,14 +59,14 @@ class Drive:
     """One drive; nothing in it is thread-safe.
 
     Args:
-        env: of the task, with episodes that never end; for this alone.
-        episode_decisions: T of the task's own episodes.
+        env: of the task, for this alone; its time limit is lifted.
         stack: K.
         seed: of the draws of the dreams.
     """
 
-    def __init__(self, world: WorldModel, env: envs.PixelEnv, *, episode_decisions: int, stack: int, seed: int) -> None:
-        self.world, self.env, self.episode_decisions = world, env, episode_decisions
+    def __init__(self, world: WorldModel, env: envs.PixelEnv, *, stack: int, seed: int) -> None:
+        self.world, self.env = world, env
+        self.episode_decisions, env.episode_decisions = env.episode_decisions, ENDLESS
         self.temperature = 0.0
         self.tree = Tree(stack, MOMENTS)
         self._seed = seed

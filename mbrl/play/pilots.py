@@ -10,11 +10,10 @@ from dataclasses import replace
 from typing import Literal, Protocol
 
 import numpy as np
-import torch
 
-from agents import Agent
 from agents.planner import PRESETS, Planner
 from mbrl.collector import expert_action
+from mbrl.interop import Policy
 from mbrl.plan.scores import reward_score
 from mbrl.play.drive import Drive
 from mbrl.play.tree import Moment
@@ -43,23 +42,19 @@ def decided_in(moment: Moment) -> Moment | None:
     return moment.parent
 
 
-class Policy:
-    """A trained agent, without exploring; `decision` is how far its training was.
+class Learned:
+    """The policy of a run, without exploring. One with a memory begins anew if the last decision was not its own."""
 
-    One with a memory begins anew whenever the last decision was not its own.
-    """
-
-    def __init__(self, agent: Agent, decision: int) -> None:
-        self._agent, self._decision = agent, decision
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
         self._acted_in: Moment | None = None
 
     def act(self, drive: Drive, eyes: Eyes) -> np.ndarray:
         if self._acted_in is None or decided_in(drive.here) is not self._acted_in:
-            self._agent.begin_episode(eval_mode=True)
+            self._policy.begin_episode()
         self._acted_in = drive.here
         stack = drive.tree.dream_stack(drive.here) if eyes == "dream" else drive.tree.real_stack(drive.here)
-        obs = torch.from_numpy(stack).flatten(0, 1)[None]  # (1, 3 K, H, W)
-        return self._agent.act(obs, self._decision, eval_mode=True)[0].float().cpu().numpy()
+        return self._policy.act(stack.reshape(-1, *stack.shape[2:]))  # (3 K, H, W)
 
 
 class Expert:
