@@ -131,6 +131,11 @@ class Collector:
     def between_episodes(self) -> bool:
         return self._recorder.over
 
+    @property
+    def demonstrations(self) -> int:
+        """How many of the episodes on disk were demonstrated; they are the first."""
+        return self.stored - self._played
+
     def add(self, episode: Episode) -> None:
         """Keep an episode, on disk and in the replay buffer."""
         self._store.save(self.stored, episode)

@@ -5,6 +5,7 @@ restart from the checkpoint of frame F, everything computed on a CPU from F on i
 """
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from agents import Agent, BehaviourCloner, Noisy, StreamBatch, TransitionBatch, 
 from mbrl.build import environment_keywords, make_agent, make_buffer, make_env
 from mbrl.collector import Collector, collect_demonstrations
 from mbrl.evaluate import Evaluation, play
+from mbrl.experiment import demonstrations
 from mbrl.experiment.run import Run, stream_seed
 from mbrl.experiment.settings import UserError
 from mbrl.experiment.video import encode_gif, side_by_side
@@ -89,13 +91,13 @@ class Session:
         else:
             self.restore()
         if s.demonstrations:
-            length = self.env.episode_decisions
-            self.demonstrations = self.make_buffer("demonstrations", s.demonstrations * length, length)
-            for episode in self.collector.stored_episodes(s.demonstrations):
+            length, count = self.env.episode_decisions, self.collector.demonstrations
+            self.demonstrations = self.make_buffer("demonstrations", count * length, length)
+            for episode in self.collector.stored_episodes(count):
                 self.demonstrations.add(episode)
             if not len(self.demonstrations):
                 raise UserError(
-                    f"none of the {s.demonstrations} demonstrations in {self.run.folder / 'replay'} can be read: "
+                    f"none of the {count} demonstrations in {self.run.folder / 'replay'} can be read: "
                     "remove the run folder to start over"
                 )
             if self.run.checkpoint is not None:
@@ -107,6 +109,8 @@ class Session:
 
     def _demonstrate(self) -> list[Episode]:
         s = self.settings
+        if isinstance(s.demonstrations, str):
+            return demonstrations.load(Path(s.demonstrations), s, self.env.episode_decisions)
         seed = stream_seed(s.seed, "demonstrations")
         return collect_demonstrations(s.task, s.demonstrations, seed, **environment_keywords(s))
 

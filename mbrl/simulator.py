@@ -28,6 +28,8 @@ KEPT = 128  # episodes whose moments are kept, of Meta-world 0.8 MB each
 class SimulatorRollout:
     """B moments of one environment that go on side by side (`world_model.api.Rollout`)."""
 
+    steps_left = None
+
     def __init__(self, env: envs.PixelEnv, context: Tensor, moments: Sequence[Snapshot]) -> None:
         self.frames, self._env, self._moments = context, env, list(moments)
 
@@ -50,7 +52,7 @@ class SimulatorRollout:
         moments = [moment for moment in self._moments for _ in range(n)]
         return SimulatorRollout(self._env, self.frames.repeat_interleave(n, 0), moments)
 
-    def fork(self) -> "SimulatorRollout":
+    def fork(self, temperature: float | None = None) -> "SimulatorRollout":
         return SimulatorRollout(self._env, self.frames, self._moments)
 
 

@@ -87,6 +87,11 @@ class Rollout(Protocol):
         """Float (B, K+t, 3, H, W) in [0, 1]: the frames given and those dreamt so far. Not to be written to."""
         ...
 
+    @property
+    def steps_left(self) -> int | None:
+        """Steps before the dream begins again from its own last frames; None where it never has to."""
+        ...
+
     def step(self, action: Tensor) -> Step:
         """Go on by one decision, under actions (B, A)."""
         ...
@@ -95,8 +100,8 @@ class Rollout(Protocol):
         """B*n dreams, n from each of these (those of one start lie side by side); this one can still go on."""
         ...
 
-    def fork(self) -> Rollout:
-        """A copy that can go another way. Both draw from one generator."""
+    def fork(self, temperature: float | None = None) -> Rollout:
+        """A copy that can go another way, at another `temperature` if given. Both draw from one generator."""
         ...
 
 
@@ -116,6 +121,8 @@ class FrameRollout:
         predict: frames so far (B, K+t, 3, H, W), action (B, A) -> next frame (B, 3, H, W) in [0, 1], heads (B,) each.
     """
 
+    steps_left = None
+
     def __init__(self, context: Tensor, predict: Callable[[Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]) -> None:
         self.frames, self._predict = context, predict
 
@@ -127,7 +134,7 @@ class FrameRollout:
     def expand(self, n: int) -> FrameRollout:
         return FrameRollout(self.frames.repeat_interleave(n, 0), self._predict)
 
-    def fork(self) -> FrameRollout:
+    def fork(self, temperature: float | None = None) -> FrameRollout:
         return FrameRollout(self.frames, self._predict)
 
 

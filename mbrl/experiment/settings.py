@@ -101,7 +101,7 @@ class Settings:
     success_key: str | None  # these two are of gymnasium environments, see `envs/gym.py`
     image_key: str | None
     success_bonus: Weight
-    demonstrations: Count  # successful scripted episodes put into the replay first
+    demonstrations: Count | str  # successful scripted episodes put into the replay first; or a folder of driven ones
     demonstration_share: str  # of an agent batch drawn from the demonstrations alone; a schedule in decisions
     seed_policy: Literal["auto", "random", "bc"]  # who acts during num_seed_frames; bc is the cloned policy with noise
     seed_stddev: Weight  # of that noise

@@ -42,7 +42,7 @@ class Policy:
         saved = checkpoints.latest(self.folder / "checkpoints")
         if saved is None:
             raise UserError(f"{self.folder} has no checkpoints: it is no run folder, or has not trained long enough")
-        self.frame = saved.frame  # simulator frames that it had learned from
+        self.checkpoint, self.frame = saved, saved.frame  # simulator frames that it had learned from
         self.config = _config(self.folder, saved)
         self.agent = _agent(self.config, saved.load("agent.safetensors", self.device), self.device)
         self._begun = 0  # episodes under way side by side

@@ -135,6 +135,11 @@ class TokenRollout:
         return (self._model.transformer.config.max_position_embeddings - layout.prefix) // layout.stride
 
     @property
+    def steps_left(self) -> int:
+        """Steps before the dream begins again from its own last frames."""
+        return self._fitting() - len(self._codes)
+
+    @property
     def frames(self) -> Tensor:
         """Float (B, K+t, 3, H, W) in [0, 1]: the frames given and those dreamt so far. Not to be written to."""
         self._decode()
@@ -152,7 +157,7 @@ class TokenRollout:
         model, layout = self._model, self._model.layout
         transformer, first = model.transformer, layout.first_dynamics_id
         with self._computing():
-            if len(self._codes) == self._fitting():
+            if not self.steps_left:
                 self._begin_again()
             opened = self._slot if model.action_linear is None else self._slot + model.action_linear(action)[:, None]
             # Draw the n tokens of the frame. The first pass also reads the last token of the frame before.
@@ -207,10 +212,11 @@ class TokenRollout:
                 .to(self._frames.dtype)
             )
 
-    def fork(self) -> TokenRollout:
-        """A copy that can go another way. Both draw from one generator."""
+    def fork(self, temperature: float | None = None) -> TokenRollout:
+        """A copy that can go another way, at another `temperature` if given. Both draw from one generator."""
         self.read_last_token()
         other = copy.copy(self)
+        other._temperature = self._temperature if temperature is None else temperature
         other.anchors, other._codes = list(self.anchors), list(self._codes)
         other._frames, other._cache = self._frames.clone(), self._cache.fork()
         return other
@@ -226,7 +232,7 @@ class TokenRollout:
         other._unread = other._slot[:, :0]
         with self._computing():
             layout = self._model.layout
-            other._cache = self._cache.expand(n, layout.stride * min(self._room, self._fitting() - len(self._codes)))
+            other._cache = self._cache.expand(n, layout.stride * min(self._room, self.steps_left))
             first = layout.first_dynamics_id
             weight = self._model.transformer.head.weight[first : first + layout.dynamics_codes]
             other._score = PackedLinear(weight, len(other._slot))
