@@ -10,6 +10,7 @@ import zipfile
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from test_architecture import OURS, imports, normal, python_files
 
 import mbrl
@@ -118,3 +119,21 @@ def test_without_its_packages_the_command_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "mbrl.__main__", None)
     with pytest.raises(SystemExit, match=r"error: the commands need .*: pip install 'ivideogpt-mbrl\[metaworld\]'"):
         mbrl.run()
+
+
+def test_workflow_and_form(project, project_root):
+    """They are YAML, and name the Pythons that make and pip know."""
+    workflow = yaml.safe_load((project_root / ".github/workflows/test.yml").read_text())
+    pythons = workflow["jobs"]["test"]["strategy"]["matrix"]["python"]
+    makefile = (project_root / "Makefile").read_text()
+    assert re.search(r"^PYTHON_VERSIONS := (.*)$", makefile, re.MULTILINE)[1].split() == pythons
+    wanted = SpecifierSet(project["requires-python"])
+    assert [f"3.{minor}" for minor in range(8, 20) if f"3.{minor}" in wanted] == pythons
+    form = yaml.safe_load((project_root / ".github/ISSUE_TEMPLATE/fault.yml").read_text())
+    assert any("make doctor" in field["attributes"]["label"] for field in form["body"])
+
+
+def test_the_image_installs_what_make_would(project_root):
+    makefile, recipe = ((project_root / name).read_text() for name in ("Makefile", "Dockerfile"))
+    needed = re.search(r"^GL_PACKAGES := (.*)$", makefile, re.MULTILINE)[1].split()
+    assert set(needed) <= set(recipe.split())
