@@ -11,10 +11,10 @@ from mbrl.experiment.usage import verbs
 
 def main(overrides: list[str]) -> None:
     found = dict(verbs(Path(__file__).parent))
-    for word in overrides:
-        if word not in HELP:
-            hint = f": write python -m mbrl.{word}" if word in found else nearest(word, found)
-            raise UserError(f"python -m mbrl {word} is no command{hint}")
+    for override in overrides:
+        if override not in HELP:
+            hint = f": write python -m mbrl.{override}" if override in found else nearest(override, found)
+            raise UserError(f"python -m mbrl {override} is no command{hint}")
     for name, line in found.items():
         print(f"python -m mbrl.{name:<10} {line}")
     print("\n--help behind any of them shows its keys with their values; make help lists the same in short")

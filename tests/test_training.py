@@ -14,10 +14,10 @@ from tiny import Command, Shell, checkpoints, different, tiny, train, weights
 from agents import Agent, DrQv2, TransitionBatch
 from mbrl import evaluate, resume
 from mbrl.experiment.run import Run
-from mbrl.experiment.session import Session
 from mbrl.experiment.settings import load
 from mbrl.online import Online
 from mbrl.replay import ReplayBuffer
+from mbrl.session import Session
 from mbrl.train import main
 from world_model import IVideoGPT
 

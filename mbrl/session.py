@@ -19,7 +19,8 @@ from mbrl.evaluate import Evaluation, play
 from mbrl.experiment.run import Run, stream_seed
 from mbrl.experiment.settings import UserError
 from mbrl.experiment.video import encode_gif, side_by_side
-from mbrl.replay import Episode, ReplayBuffer
+from mbrl.replay import ReplayBuffer
+from world_model import Episode
 from world_model.api import is_due
 
 SHOWN = 3  # evaluation episodes in the video
