@@ -91,7 +91,7 @@ def test_agents_with_a_memory_and_runs_without_a_model(tmp_path, monkeypatch):
         _ = dreamer.world_model
 
 
-def test_a_run_of_an_older_version_has_the_defaults_of_newer_keys(finished, tmp_path):
+def test_a_run_of_an_older_version_has_the_defaults_of_newer_keys(finished, tmp_path, monkeypatch):
     copy = shutil.copytree(finished, tmp_path / "run")
     newest = checkpoints.latest(copy / "checkpoints")
     parts = {path.name: newest.load(path.name) for path in newest.path.iterdir() if path.name != "manifest.json"}
@@ -100,6 +100,9 @@ def test_a_run_of_an_older_version_has_the_defaults_of_newer_keys(finished, tmp_
     checkpoints.save(copy / "checkpoints", newest.frame, parts)
     obs = np.zeros((9, 32, 32), np.uint8)
     np.testing.assert_array_equal(load(copy).act(obs), load(finished).act(obs))
+    monkeypatch.setitem(sys.modules, "mbrl.experiment.identity", None)
+    with pytest.raises(UserError, match=r"made by another version: .* takes pip install 'ivideogpt-mbrl\[train\]'"):
+        load(copy)
 
 
 def test_what_cannot_be_loaded_is_one_line(tmp_path):
