@@ -162,8 +162,9 @@ tasks: setup
 	$(PY) -m mbrl.tasks $(ARGS)
 
 .PHONY: test check lint
+# Files are dealt out to as many processes as there are cores; their fixtures are made once in each.
 test: setup
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile $(ARGS)
 
 # What breaks most often and takes no run to find out.
 QUICK := architecture makefile settings weights_by_name stats metrics replay episodes augmentation adversary data video

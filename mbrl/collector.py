@@ -16,7 +16,8 @@ import envs
 from agents import Agent
 from mbrl.experiment.episodes import EpisodeStore
 from mbrl.experiment.run import Run, stream_seed
-from mbrl.replay import Episode, ReplayBuffer
+from mbrl.replay import ReplayBuffer
+from world_model import Episode
 
 ATTEMPTS = 10  # episodes a demonstration; the experts of the paper's six tasks succeed nearly every time
 

@@ -21,7 +21,7 @@ from mbrl.experiment.identity import FREE_KEYS
 from mbrl.experiment.run import CHECKPOINTS, run_folder, stored_settings, stream_seed
 from mbrl.experiment.settings import UserError, load, pick_device, typed_keys
 from mbrl.experiment.video import side_by_side, write_gif
-from mbrl.replay import Episode
+from world_model import Episode
 
 SHOWN = 3  # episodes in a video
 FREE = FREE_KEYS | {"num_eval_episodes", "device"}

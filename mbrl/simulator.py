@@ -10,7 +10,7 @@ Letters: B dreams, K frames given, A action.
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ import envs
 from envs.wrappers import Snapshot
 from mbrl.rollout import to_float
 from world_model import Clips, Dream, Origin
-from world_model.api import ClipSampler, PlainStep
+from world_model.api import ClipSampler, PlainStep, StartOptions
 
 KEPT = 128  # episodes whose moments are kept, of Meta-world 0.8 MB each
 
@@ -71,20 +71,14 @@ class SimulatorWorld:
         self._episodes: OrderedDict[tuple[int, bytes], list[Snapshot]] = OrderedDict()
 
     def start(
-        self,
-        context: Tensor,
-        temperature: float = 1.0,
-        top_k: int = 100,
-        generator: torch.Generator | None = None,
-        *,
-        origins: Sequence[Origin] | None = None,
-        horizon: int | None = None,
+        self, context: Tensor, *, horizon: int | None = None, **options: Unpack[StartOptions]
     ) -> SimulatorRollout:
         """Begin at `origins`, B of them; see `world_model.api.WorldModel.start`. Nothing is drawn at random.
 
         Raises:
             ValueError: without origins: frames alone do not say where everything is.
         """
+        origins = options.get("origins")
         if origins is None or len(origins) != len(context):
             raise ValueError("the simulator restores recorded decisions: give an origin for each dream")
         return SimulatorRollout(self._env, context, [self._moment(origin) for origin in origins])

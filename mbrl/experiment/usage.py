@@ -1,7 +1,8 @@
 """What `python -m mbrl.<verb> --help` prints: the verb's docstring, then its keys.
 
 Each key comes with the value that it would have under the overrides beside `--help`, the comment that it has in its
-YAML file, and the file that the value comes from. All of it is read from the code and from `configs/`.
+YAML file (or, if it is a learner's, in config.yaml), and the file that the value comes from. All of it is read from the
+code and from `configs/`.
 """
 
 import ast
@@ -41,7 +42,7 @@ def section(files: Sequence[str], overrides: Sequence[str], values: Mapping[str,
     """The keys of the first of `files`, in its order; `values` are what they come to, by default as written."""
     layers = {name: dict(entries(CONFIG_DIR / name)) for name in files}
     typed = dict(override.split("=", 1) for override in overrides)
-    base = layers[files[0]]
+    base, of_runs = layers[files[0]], dict(entries(CONFIG_DIR / "config.yaml"))
     lines = [f"configs/{files[0]}; values that come from elsewhere say where:"]
     for key, entry in base.items():
         if values is not None and key not in values:
@@ -49,11 +50,12 @@ def section(files: Sequence[str], overrides: Sequence[str], values: Mapping[str,
         holders = [name for name in files if key in layers[name]]
         source = "typed" if key in typed else holders[-1]
         value = shown(values[key]) if values is not None else typed.get(key, entry.value)
-        comment = next((layers[name][key].comment for name in holders if layers[name][key].comment), "")
+        explained = [*(layers[name][key] for name in holders), of_runs.get(f"world_model.{key}", entry)]
+        comment = next((other.comment for other in explained if other.comment), "")
         where = "" if source == files[0] else f"[{source}]"
-        told = "  ".join(part for part in (where, comment) if part)
+        note = "  ".join(part for part in (where, comment) if part)
         line = f"  {key}={value}"
-        lines.append(f"{line:<{COMMENT_COLUMN}}  {told}".rstrip())
+        lines.append(f"{line:<{COMMENT_COLUMN}}  {note}".rstrip())
     return "\n".join(lines)
 
 

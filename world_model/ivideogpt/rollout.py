@@ -26,7 +26,7 @@ ROOM = 16  # frames that a rollout has room for at first when nobody says how lo
 
 
 def sample(logits: Tensor, temperature: float, top_k: int, generator: torch.Generator | None) -> Tensor:
-    """Draw one id a row: logits (B, V) -> int64 (B, 1). temperature 0 takes the likeliest."""
+    """Draw one id a row: logits (B, V) -> int64 (B, 1). temperature 0 takes the argmax."""
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
     top, ids = logits.float().topk(min(top_k, logits.shape[-1]), dim=-1)

@@ -21,7 +21,8 @@ from mbrl.experiment import demonstrations
 from mbrl.experiment.run import Run, stream_seed
 from mbrl.experiment.settings import UserError
 from mbrl.experiment.video import encode_gif, side_by_side
-from mbrl.replay import Episode, ReplayBuffer
+from mbrl.replay import ReplayBuffer
+from world_model import Episode
 from world_model.api import is_due
 
 SHOWN = 3  # evaluation episodes in the video
@@ -67,19 +68,14 @@ class Session:
     def make_seed_agent(self) -> Agent:
         """Who acts during `num_seed_frames`, as `seed_policy` says."""
         s = self.settings
-        cloned = s.drqv2.bc_updates if isinstance(self.agent, BehaviourCloner) else 0
-        if cloned and not s.demonstrations:
-            raise UserError(
-                f"drqv2.bc_updates={cloned}: with demonstrations=0 there is nothing to clone; set demonstrations, or "
-                "drqv2.bc_updates=0"
-            )
+        cloned = isinstance(self.agent, BehaviourCloner) and s.demonstrations and s.drqv2.bc_updates
         seed = stream_seed(s.seed, "random")
-        if s.seed_policy == "random":
+        if s.seed_policy == "random" or (s.seed_policy == "auto" and not cloned):
             return Uniform(self.env.action_space.shape[0], self.device, seed)
         if not cloned:
             raise UserError(
-                "seed_policy=bc needs a cloned policy: set drqv2.bc_updates above 0 with agent=drqv2 or agent=mbpo, or "
-                "seed_policy=random"
+                "seed_policy=bc needs a cloned policy: set demonstrations and drqv2.bc_updates above 0 with "
+                "agent=drqv2 or agent=mbpo, or seed_policy=random"
             )
         return Noisy(self.agent, s.seed_stddev, self.device, seed)
 
