@@ -277,7 +277,7 @@ class Drive:
         assert moment.context is not None
         rollout = self.world.start(
             moment.context.to(self.world.device),
-            self.temperature,
+            temperature=self.temperature,
             generator=self._generator,
             origins=self._origin(moment),
         )
