@@ -75,7 +75,7 @@ def main(overrides: list[str]) -> None:
         try:
             assert process.stdout is not None
             address = process.stdout.readline().strip()
-            if not address:
+            if not address.startswith("http"):
                 raise UserError("the page did not open")
             asyncio.run(measure(address, process))
         finally:

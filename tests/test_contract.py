@@ -96,13 +96,29 @@ def test_both_branches_of_a_fork_equal_dreams_from_the_start():
     assert not torch.allclose(other.frames, rollout.frames)
 
 
+def test_a_fork_may_have_another_temperature():
+    model, (context, actions) = make_model(), given()
+    drawn = model.start(context, temperature=2.0, generator=torch.Generator().manual_seed(1))
+    drawn.step(actions[:, 0])
+
+    def goes_on(temperature):
+        return drawn.fork(temperature).step(actions[:, 1]).tokens
+
+    assert torch.equal(goes_on(0.0), goes_on(0.0)), "greedy"
+    assert not torch.equal(goes_on(None), goes_on(None)), "as it was, and both draw from one generator"
+    assert torch.equal(drawn.fork(0.0).fork().step(actions[:, 1]).tokens, goes_on(0.0))
+
+
 def test_a_dream_longer_than_the_positions_begins_again_from_its_own_frames():
     model, (context, actions) = make_model(), given(horizon=7)
     layout = model.layout
     model.transformer.config = type(TRANSFORMER)(**(vars(TRANSFORMER) | {"max_position_embeddings": layout.length(5)}))
     rollout = model.start(context, temperature=0)  # room for three frames
+    left = [rollout.steps_left]
     for action in actions.unbind(1):
         rollout.step(action)
+        left.append(rollout.steps_left)
+    assert left == [3, 2, 1, 0, 2, 1, 0, 2]
     assert rollout.anchors == [3, 6]
     first = model.imagine(context, actions[:, :3], 3, temperature=0).frames
     again = model.imagine(first[:, -2:], actions[:, 3:6], 3, temperature=0).frames

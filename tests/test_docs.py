@@ -17,10 +17,12 @@ from mbrl.compare.compare import CompareSettings
 from mbrl.data.data import DataSettings
 from mbrl.experiment.logger import EVAL_COLUMNS, TRAIN_COLUMNS
 from mbrl.experiment.settings import flatten, load, load_plain, to_dict
+from mbrl.play.play import PlayOptions, parts_of
 from mbrl.predict.predict import PredictSettings
 from mbrl.pretrain.pretrain import PretrainSettings
 from mbrl.study.study import Study, StudySettings
 from mbrl.sweep import runs
+from mbrl.verify import VerifyOptions
 from world_model import IVideoGPT
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,10 +30,12 @@ TINY = "tests/data/official-tiny"
 PLAIN = {
     "compare": CompareSettings,
     "data": DataSettings,
+    "play": PlayOptions,
     "predict": PredictSettings,
     "pretrain": PretrainSettings,
     "study": StudySettings,
     "sweep": runs.SweepSettings,
+    "verify": VerifyOptions,
 }
 PRESETS = ("smoke", "small", "paper")
 DOCUMENTS = ["README.md", *(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").glob("*.md")))]
@@ -104,6 +108,10 @@ def test_commands_of_the_readme_are_understood(command):
     overrides = would_run(command)
     if overrides[2:3] == ["mbrl.sweep"]:
         assert len(runs.plan([*overrides[3:], "device=cpu"])[1]) > 1
+    elif overrides[2:3] == ["mbrl.play"]:
+        own, of_run = parts_of(overrides[3:])
+        load_plain(PlayOptions, "play", own)
+        load([*of_run, "device=cpu"])
     elif overrides[2:3] == ["mbrl.study"]:
         Study(overrides[3:])
     elif overrides[2:3] and overrides[2].removeprefix("mbrl.") in PLAIN:

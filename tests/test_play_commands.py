@@ -1,5 +1,10 @@
 """Demonstrations from a folder; which run is played; films; evaluations that are verified."""
 
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +98,19 @@ def test_a_film_of_the_policy(finished: Path, tmp_path: Path, typed: Command):
     assert (code, line) == (0, "")
     assert path.read_bytes()[:6] == b"GIF89a"
     assert "10 decisions" in out
+
+
+def test_a_page_is_opened_and_closed(project_root: Path, tmp_path: Path):
+    line = [sys.executable, "-m", "mbrl.play", *tiny(tmp_path), "port=0"]
+    with subprocess.Popen(line, cwd=project_root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        address = process.stdout.readline().strip()
+        assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", address)
+        with urllib.request.urlopen(address) as answer:
+            assert answer.status == 200
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (0, "Ctrl-C ends it\n")
+    assert "Traceback" not in err
 
 
 def test_an_evaluation_is_verified(finished: Path, tmp_path: Path, typed: Command):

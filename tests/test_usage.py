@@ -10,11 +10,12 @@ from tiny import Command, Shell
 import envs
 from benchmarks import bench
 from mbrl import __main__ as listing
-from mbrl import doctor, evaluate, resume, tasks, train
+from mbrl import doctor, evaluate, resume, tasks, train, verify
 from mbrl.compare import compare
 from mbrl.data import data
 from mbrl.experiment.settings import CONFIG_DIR, flatten, load, to_dict
 from mbrl.experiment.usage import entries, verbs
+from mbrl.play import play
 from mbrl.predict import predict
 from mbrl.pretrain import pretrain
 from mbrl.study import study
@@ -22,7 +23,7 @@ from mbrl.sweep import sweep
 from world_model.ivideogpt.config import LearnerConfig
 from world_model.onestep import OneStepLearning
 
-MODULES = (bench, compare, data, doctor, evaluate, predict, pretrain, resume, study, sweep, tasks, train)
+MODULES = (bench, compare, data, doctor, evaluate, play, predict, pretrain, resume, study, sweep, tasks, train, verify)
 
 
 def main_of(module):

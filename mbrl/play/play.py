@@ -40,15 +40,20 @@ class PlayOptions:
     port: Annotated[int, "[0, 65535]"]
 
 
+def parts_of(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The command's own overrides, and those of a run."""
+    own = {field.name for field in dataclasses.fields(PlayOptions)}
+    mine = [word for word in overrides if word.split("=")[0] in own]
+    return mine, [word for word in overrides if word not in mine]
+
+
 def read(overrides: Sequence[str]) -> tuple[PlayOptions, Settings, Trained | None]:
     """The command's own keys, the settings of the task, and the run that has learned it, if there is one.
 
     Raises:
         UserError: a key or a value that does not exist, or no run where one is needed.
     """
-    own = {field.name for field in dataclasses.fields(PlayOptions)}
-    mine = [word for word in overrides if word.split("=")[0] in own]
-    of_run = [word for word in overrides if word not in mine]
+    mine, of_run = parts_of(overrides)
     options, asked, typed = load_plain(PlayOptions, "play", mine), load(of_run), typed_keys(of_run)
     name, others = options.run, sorted(typed - CHANGEABLE)
     if name == "none" and not others:
