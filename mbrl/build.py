@@ -27,7 +27,7 @@ HUB_NAME = re.compile(r"(?P<hub>hub:)?(?P<repository>(?P<owner>[\w-][\w.-]*)/[\w
 OTHER_WEIGHTS = "and none starts from random weights"
 PAPER_WITHOUT_WEIGHTS = (
     "warning: preset=paper fine-tunes for a thousand updates what the paper had pre-trained for a million; without "
-    "world_model.pretrained=<folder> it begins with random weights and will dream badly for long (see the README)"
+    "world_model.pretrained=<folder> it begins with random weights and will dream badly for long (see docs/tutorial.md)"
 )
 
 
