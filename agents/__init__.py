@@ -4,6 +4,7 @@ from agents.api import Agent, BehaviourCloner, InvalidConfig, StateMismatch, Str
 from agents.dreamerv3 import DreamerV3, DreamerV3Config
 from agents.drqv2 import DrQv2, DrQv2Config
 from agents.noisy import Noisy
+from agents.planner import Plan, Planner, PlannerConfig
 from agents.schedules import parse_schedule, value_range
 from agents.uniform import Uniform
 
@@ -16,6 +17,9 @@ __all__ = [
     "DrQv2Config",
     "InvalidConfig",
     "Noisy",
+    "Plan",
+    "Planner",
+    "PlannerConfig",
     "StateMismatch",
     "StreamBatch",
     "TransitionBatch",

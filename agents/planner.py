@@ -1,11 +1,11 @@
 """Planning by sampling: draw action sequences, score them, move the distribution towards the good ones, repeat.
 
-    planner = Planner(PRESETS["icem"], action_dim=4, seed=1, device="cpu")
+    planner = Planner(config, action_dim=4, seed=1, device="cpu")
     planner.reset()                            # at an episode's start
     plan = planner.plan(score)                 # score: actions (N, H, A) -> (N,), higher is better
     plan.actions[: planner.config.execute]     # take these, then plan again
 
-One loop; the published planners are settings of it (`PRESETS`):
+One loop; the published planners are settings of it, and their values lie in `configs/planners/`:
 
     vp2_mppi   MPPI of VP2 (2304.13723), used by iVideoGPT (2405.15223): one iteration, a softmax over all samples
     vp2_cem    CEM of VP2: std kept within half the distance to the bounds, the best sample is the answer
@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -43,7 +43,7 @@ CHOICES = {
 
 @dataclass(frozen=True)
 class PlannerConfig:
-    """Settings of a planner; `PRESETS` has the published ones.
+    """Settings of a planner; the published ones lie in `configs/planners/`.
 
     Raises:
         InvalidConfig: a setting that cannot be used.
@@ -57,14 +57,15 @@ class PlannerConfig:
     execute: int  # actions taken before the next plan; the warm start is shifted by so many
     noise: str  # in time: white | filtered | autoregressive | coloured, see `time_noise`
     noise_parameter: float  # correlation of neighbours (filtered, autoregressive), exponent beta (coloured)
-    std: float | tuple[float, ...]  # at the start of every plan, in action units; one for all dimensions or A of them
+    std: tuple[float, ...]  # at the start of every plan, in action units; one for all dimensions or A of them
     std_min: float  # bounds of the refitted std
     std_max: float
     std_within_bounds: bool  # sample with a std of at most half the distance from the mean to the nearer of -1 and 1
     refit_std: bool
     weight_scale: float  # elites weigh softmax(weight_scale * score): it depends on the score's units; 0: equally
     momentum: float  # share of the old mean and std in the new ones
-    proposals_always: bool  # candidates of the policy in every iteration, not in the first alone
+    proposals: int  # candidates that a policy is asked for, where there is one
+    proposals_always: bool  # they are candidates of every iteration, not of the first alone
     answer: str  # mean | best_seen | best_of_last (iteration) | drawn (an elite, by weight)
     carry: str  # what the next plan starts from: mean | answer
     fill: str  # behind the shifted warm start: repeat (its last action) | zeros
@@ -73,16 +74,17 @@ class PlannerConfig:
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise InvalidConfig(f"{name}={getattr(self, name)!r} is unknown: choose {', '.join(known)}")
-        deviations = self.std if isinstance(self.std, tuple) else (self.std,)
         correlated = self.noise in ("filtered", "autoregressive")
         needs = {
             f"horizon={self.horizon}: must be at least 1": self.horizon >= 1,
             f"iterations={self.iterations}: must be at least 1": self.iterations >= 1,
             f"elites={self.elites}: must be from 1 to samples={self.samples}": 1 <= self.elites <= self.samples,
             f"kept={self.kept}: must be from 0 to elites={self.elites}": 0 <= self.kept <= self.elites,
-            f"kept={self.kept}: must leave samples={self.samples} room for the mean": self.kept < self.samples,
+            f"kept={self.kept} and proposals={self.proposals}: must leave samples={self.samples} room for the mean": (
+                self.proposals >= 0 and self.kept + self.proposals < self.samples
+            ),
             f"execute={self.execute}: must be from 1 to horizon={self.horizon}": 1 <= self.execute <= self.horizon,
-            f"std={self.std}: must be positive": bool(deviations) and all(std > 0 for std in deviations),
+            f"std={self.std}: must be positive": bool(self.std) and all(std > 0 for std in self.std),
             f"std_min={self.std_min}: must be from 0 to std_max={self.std_max}": 0 <= self.std_min <= self.std_max,
             f"weight_scale={self.weight_scale}: must not be negative": self.weight_scale >= 0,
             f"momentum={self.momentum}: must be in [0, 1)": 0 <= self.momentum < 1,
@@ -92,77 +94,6 @@ class PlannerConfig:
         for message, met in needs.items():
             if not met:
                 raise InvalidConfig(message)
-
-
-_VP2 = PlannerConfig(
-    horizon=10,
-    samples=200,
-    iterations=1,
-    elites=200,
-    kept=0,
-    execute=1,
-    noise="filtered",
-    noise_parameter=0.5,
-    std=0.5,  # VP2 on RoboDesk: (.5, .5, .5, .1, .1)
-    std_min=0.0,
-    std_max=math.inf,
-    std_within_bounds=False,
-    refit_std=False,
-    weight_scale=0.05,
-    momentum=0.0,
-    proposals_always=False,
-    answer="mean",
-    carry="answer",
-    fill="repeat",
-)
-_CEM = replace(_VP2, iterations=3, elites=10, refit_std=True, weight_scale=0.0)
-
-PRESETS = {
-    "vp2_mppi": _VP2,
-    "vp2_cem": replace(_CEM, std_within_bounds=True, answer="best_of_last"),
-    "cem": replace(
-        _CEM,
-        horizon=5,
-        samples=300,
-        iterations=30,
-        elites=30,
-        execute=5,
-        noise="white",
-        std=1.0,
-        carry="mean",
-        fill="zeros",
-    ),
-    "icem": replace(
-        _CEM,
-        samples=64,
-        iterations=4,
-        elites=8,
-        kept=3,
-        execute=5,
-        noise="coloured",
-        noise_parameter=2.0,
-        std_min=0.1,
-        momentum=0.1,
-        answer="best_seen",
-        carry="mean",
-    ),
-    "tdmpc2": replace(
-        _CEM,
-        horizon=3,
-        samples=512,
-        iterations=6,
-        elites=64,
-        noise="white",
-        std=2.0,
-        std_min=0.05,
-        std_max=2.0,
-        weight_scale=0.5,
-        proposals_always=True,  # TD-MPC2 gives 24
-        answer="drawn",
-        carry="mean",
-        fill="zeros",
-    ),
-}
 
 
 class Plan(NamedTuple):
@@ -245,13 +176,13 @@ class Planner:
     """Plans for one environment (see the module's docstring).
 
     Args:
-        config: one of `PRESETS`, or `dataclasses.replace` of one.
+        config: its settings.
         action_dim: A.
         seed: of its own generator; nothing else is drawn from.
         device: where candidates are drawn and refitted.
         dtype: of the candidates.
     Raises:
-        InvalidConfig: `config.std` is a tuple of other than A numbers.
+        InvalidConfig: `config.std` has neither one number nor A of them.
     """
 
     def __init__(
@@ -262,7 +193,7 @@ class Planner:
         device: torch.device | str,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        if isinstance(config.std, tuple) and len(config.std) != action_dim:
+        if len(config.std) not in (1, action_dim):
             raise InvalidConfig(f"std={config.std}: must be one number or {action_dim}, one an action dimension")
         self.config, self.device = config, torch.device(device)
         self._zeros = torch.zeros(config.horizon, action_dim, dtype=dtype, device=self.device)
