@@ -83,7 +83,8 @@ def image(goal: Tensor, last: int | None = None) -> Measure:
     """
 
     def error(start: Rollout, step: Step) -> Tensor:
-        return (step.frame.float() - goal.to(step.frame.device)).square().sum((1, 2, 3))
+        frame = step.frame.float()
+        return (frame - goal.to(frame.device)).square().sum((1, 2, 3))
 
     return _summed(error, last, sign=-1.0)
 
