@@ -14,6 +14,7 @@ import envs
 from agents import Agent, DreamerV3, DreamerV3Config, DrQv2, DrQv2Config, Uniform
 from mbrl.experiment.run import stream_seed
 from mbrl.experiment.settings import Settings, UserError
+from mbrl.plan.agent import PlanningAgent
 from mbrl.replay import ReplayBuffer
 from mbrl.simulator import SimulatorWorld
 from world_model import IVideoGPT, WeightsError, WorldModel
@@ -71,6 +72,8 @@ def make_agent(settings: Settings, env: envs.PixelEnv, device: torch.device) -> 
             return DreamerV3((channels, height, width), action_dim, decided(settings.dreamerv3, device), device, seed)
         except ValueError as error:
             raise UserError(f"image_size={settings.image_size}: {error}") from error
+    if settings.agent == "mpc":
+        return PlanningAgent(settings.planning, action_dim, seed, device, stddev=settings.exploration_stddev)
     if settings.agent == "uniform":
         return Uniform(action_dim, device, seed)
     raise UserError(f"agent={settings.agent} has a file in configs/agents but no line in mbrl/build.py")

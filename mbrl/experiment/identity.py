@@ -32,6 +32,11 @@ UNUSED = {
     "mbpo": frozenset({"dreamerv3"} | PLANNING),
     "drqv2": frozenset({"dreamerv3"} | IMAGINATION | PLANNING),
     "dreamerv3": frozenset({"drqv2"} | IMAGINATION | TRANSITIONS | PLANNING),
+    "mpc": frozenset(
+        {"drqv2", "dreamerv3", "real_ratio", "imagined_buffer_frames", "initial_rollouts", "rollout_every_frames"}
+        | {"rollout_batch"}
+        | TRANSITIONS - {"discount"}
+    ),
     "uniform": frozenset({"drqv2", "dreamerv3"} | IMAGINATION | TRANSITIONS | PLANNING),
 }
 # Keys that a restart may change. They change nothing a run computes, except that on a CPU another number of `threads`

@@ -1,8 +1,7 @@
 """An agent that acts by planning in a world model: model-predictive control.
 
     agent = PlanningAgent(settings.planning, action_dim, seed, device)
-    agent.start = lambda context: world.start(context, temperature=0, horizon=settings.planning.horizon)
-    agent.measure = rewards(discount=0.99)
+    plan_for_rewards(agent, world, discount=0.99)
 
 Every `execute` decisions it dreams candidates from what it sees, and takes the first actions of the best. A policy, if
 there is one, proposes some of the candidates: what it would do itself, and that with its exploration noise.
@@ -18,10 +17,13 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from agents import Agent, Plan, Planner, PlannerConfig
+from agents import Agent, DrQv2, Plan, Planner, PlannerConfig
 from agents.seeding import substreams
-from mbrl.plan.scores import MAX_ROWS, Measure, Score, score
+from mbrl.experiment.settings import UserError
+from mbrl.plan.scores import MAX_ROWS, Measure, Score, rewards, score
 from mbrl.rollout import to_float, to_uint8
+from mbrl.simulator import SimulatorWorld
+from world_model import WorldModel
 from world_model.api import Rollout
 
 Control = Literal["none", "shuffled"]
@@ -37,17 +39,17 @@ class Planned(NamedTuple):
 class PlanningAgent:
     """An `agents.Agent` without weights, for one environment (B = 1).
 
-    Training and evaluation have planners of their own. `start` and `measure` are for its owner to set.
+    Training and evaluation have planners of their own. `start`, `measure` and `policy` are for its owner to set.
 
     Args:
         stddev: of the noise on its actions while it trains.
-        policy: proposes candidates; it has no memory.
         control: "shuffled" hands every score to another candidate, drawn at random, which leaves the planner's noise.
         max_rows: see `mbrl.plan.scores.score`.
     """
 
     start: Callable[[Tensor], Rollout]  # frames (1, K, 3, H, W) in [0, 1] -> a dream from there
     measure: Measure
+    policy: Agent | None = None  # proposes candidates; it has no memory
 
     def __init__(
         self,
@@ -57,12 +59,11 @@ class PlanningAgent:
         device: torch.device | str,
         *,
         stddev: float = 0.0,
-        policy: Agent | None = None,
         control: Control = "none",
         max_rows: int = MAX_ROWS,
     ) -> None:
         seeds = substreams(seed, 4)
-        self.config, self.stddev, self.policy, self.control = config, stddev, policy, control
+        self.config, self.stddev, self.control = config, stddev, control
         self.max_rows = max_rows
         self.latest: Planned | None = None  # of the episode under way
         self._planners = {mode: Planner(config, action_dim, seeds[mode], device) for mode in (False, True)}
@@ -142,3 +143,23 @@ class PlanningAgent:
         self._planners[False].load_state(state["training"])
         self._planners[True].load_state(state["evaluation"])
         self._noise.set_state(state["noise"].cpu())
+
+
+def plan_for_rewards(agent: PlanningAgent, world: WorldModel, discount: float, policy: DrQv2 | None = None) -> None:
+    """Let `agent` plan in `world` for the rewards that its head predicts and, with a policy, its critic's value after.
+
+    Raises:
+        UserError: frames are not all that the world model begins from.
+    """
+    if isinstance(world, SimulatorWorld):
+        raise UserError("world_model.kind=simulator cannot be planned in here: `make plan MODEL=simulator` can")
+
+    def value(frames: Tensor) -> Tensor:  # (n, S, 3, H, W) in [0, 1] -> (n,)
+        assert policy is not None
+        return policy.value(to_uint8(frames).flatten(1, 2))
+
+    # The likeliest future, so that candidates are compared and not their luck.
+    agent.start = lambda frames: world.start(frames, temperature=0.0, horizon=agent.config.horizon)
+    stack = policy.obs_shape[0] // 3 if policy else 0
+    agent.measure = rewards(discount, value if policy else None, stack)
+    agent.policy = policy
