@@ -16,12 +16,13 @@ KNOWS_compare := TASKS RUNS NAME ARGS
 KNOWS_data := SOURCE ARGS
 KNOWS_pretrain := DATA STAGE ARGS
 KNOWS_predict := MODEL DATA ARGS
+KNOWS_plan := TASK GOAL MODEL ARGS
 KNOWS_study := NAME MODEL DATA ARGS
 KNOWS_bench := TASK AGENT SEED PRESET PEER PEER_PYTHON ARGS
 KNOWS_doctor := ARGS
 KNOWS_tasks := ARGS
 KNOWS_test := ARGS
-TARGETS := help setup train resume eval sweep compare data pretrain predict study bench doctor tasks test check lint
+TARGETS := help setup train resume eval sweep compare data pretrain predict study plan bench doctor tasks test check lint
 
 # --- what was typed, before anything is done ----------------------------------------------------------------------
 # A word that no target knows must stop make: `make train task=hammer` would train another task for hours.
@@ -76,6 +77,7 @@ help:
 	@echo "make pretrain  pre-train a world model on DATA; STAGE=tokenizer|transformer|both (keys: configs/pretrain.yaml)"
 	@echo "make predict   predict recorded video with MODEL and DATA, with metrics (keys: configs/predict.yaml)"
 	@echo "make study     small studies of a model, NAME=fewshot|scaling|efficiency|decoupling, each a table (configs/study.yaml)"
+	@echo "make plan      reach goals of TASK by planning in MODEL, GOAL=expert|<image> (docs/planning.md, configs/plan.yaml)"
 	@echo "make bench     measure speed; with PEER and PEER_PYTHON beside the official code (docs/performance.md)"
 	@echo "make tasks     list every task by suite, and what the protocols give it"
 	@echo "make doctor    show versions, device, renderer speed, and which optional weights were found"
@@ -84,7 +86,8 @@ help:
 	@echo "make lint      check style and types"
 	@echo
 	@echo "TASK=coffee-push     a Meta-world task, dm_control/walker-walk, ..., or toy/reach"
-	@echo "AGENT=mbpo           mbpo: DrQ-v2 that also learns in an iVideoGPT world model; drqv2: without it; dreamerv3"
+	@echo "AGENT=mbpo           mbpo: DrQ-v2 that also learns in an iVideoGPT world model; drqv2: without it; dreamerv3;"
+	@echo "                     mpc: no policy, plans in a world model that it learns"
 	@echo "SEED=1               of everything random in the run"
 	@echo "PRESET=auto          smoke (minutes), small (a laptop), paper (a GPU), auto (small or paper by device)"
 	@echo "PEER=DIR             a checkout of thuml/iVideoGPT; PEER_PYTHON: the python of an environment that runs it"
@@ -98,7 +101,7 @@ help:
 	@echo "                     install page lists them); without it the build that pip finds by default."
 	@echo "                     Another build later: remove $(VENV) first."
 
-.PHONY: train resume eval sweep compare data pretrain predict study bench doctor tasks
+.PHONY: train resume eval sweep compare data pretrain predict study plan bench doctor tasks
 train: setup
 	$(PY) -m mbrl.train $(RUN) $(call given,preset,$(PRESET)) $(ARGS)
 
@@ -128,6 +131,9 @@ predict: setup
 
 study: setup
 	$(PY) -m mbrl.study $(call given,study,$(NAME)) $(call given,start_from,$(MODEL)) $(call given,data,$(DATA)) $(ARGS)
+
+plan: setup
+	$(PY) -m mbrl.plan $(call given,task,$(TASK)) $(call given,goal,$(GOAL)) $(call given,model,$(MODEL)) $(ARGS)
 
 doctor: setup
 	$(PY) -m mbrl.doctor $(ARGS)

@@ -17,6 +17,7 @@ from mbrl.compare.compare import CompareSettings
 from mbrl.data.data import DataSettings
 from mbrl.experiment.logger import EVAL_COLUMNS, TRAIN_COLUMNS
 from mbrl.experiment.settings import flatten, load, load_plain, to_dict
+from mbrl.plan.plan import PlanSettings
 from mbrl.predict.predict import PredictSettings
 from mbrl.pretrain.pretrain import PretrainSettings
 from mbrl.study.study import Study, StudySettings
@@ -28,6 +29,7 @@ TINY = "tests/data/official-tiny"
 PLAIN = {
     "compare": CompareSettings,
     "data": DataSettings,
+    "plan": PlanSettings,
     "predict": PredictSettings,
     "pretrain": PretrainSettings,
     "study": StudySettings,

@@ -14,12 +14,13 @@ from mbrl.compare import compare
 from mbrl.data import data
 from mbrl.experiment.settings import CONFIG_DIR, flatten, load, to_dict
 from mbrl.experiment.usage import entries, verbs
+from mbrl.plan import plan
 from mbrl.predict import predict
 from mbrl.pretrain import pretrain
 from mbrl.study import study
 from mbrl.sweep import sweep
 
-MODULES = (bench, compare, data, doctor, evaluate, predict, pretrain, resume, study, sweep, tasks, train)
+MODULES = (bench, compare, data, doctor, evaluate, plan, predict, pretrain, resume, study, sweep, tasks, train)
 
 
 def main_of(module):

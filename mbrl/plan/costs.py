@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -67,6 +68,7 @@ def load_classifier(path: str, device: torch.device) -> Callable[[Tensor], Tenso
     if not Path(path).is_file():
         raise UserError(f"classifier={path}: cost=classifier needs a TorchScript file here")
     try:
-        return torch.jit.load(path, map_location=device).eval()
+        with warnings.catch_warnings(action="ignore"):  # torch calls the format deprecated, and offers none like it
+            return torch.jit.load(path, map_location=device).eval()
     except RuntimeError as error:
         raise UserError(f"classifier={path} is no TorchScript file: {str(error).strip().splitlines()[0]}") from error
