@@ -18,11 +18,12 @@ KNOWS_pretrain := DATA STAGE ARGS
 KNOWS_predict := MODEL DATA ARGS
 KNOWS_plan := TASK GOAL MODEL ARGS
 KNOWS_study := NAME MODEL DATA ARGS
+KNOWS_export := RUN ARGS
 KNOWS_bench := TASK AGENT SEED PRESET PEER PEER_PYTHON ARGS
 KNOWS_doctor := ARGS
 KNOWS_tasks := ARGS
 KNOWS_test := ARGS
-TARGETS := help setup train resume eval sweep compare data pretrain predict study plan bench doctor tasks test check lint
+TARGETS := help setup train resume eval sweep compare data pretrain predict study plan export bench doctor tasks test check lint
 
 # --- what was typed, before anything is done ----------------------------------------------------------------------
 # A word that no target knows must stop make: `make train task=hammer` would train another task for hours.
@@ -48,6 +49,9 @@ endef
 $(foreach goal,$(filter-out $(TARGETS) $(VENV)/%,$(GOALS)),$(error $(call unknown_target,$(goal))))
 $(foreach name,$(filter-out $(KNOWN) $(INSTALLATION),$(TYPED)),$(error $(call unknown_variable,$(name))))
 
+# Shells and hosting services have it in the environment for purposes of their own.
+$(foreach name,RUN,$(if $(findstring environment,$(origin $(name))),$(eval override undefine $(name))))
+
 # Values are what was typed: make reads no `$` in them, and `given` keeps the shell from reading the rest. ARGS alone is
 # made of words, and quotes of its own.
 $(foreach name,$(KNOWN) $(INSTALLATION),$(if $(filter-out undefined,$(origin $(name))),\
@@ -55,7 +59,7 @@ $(foreach name,$(KNOWN) $(INSTALLATION),$(if $(filter-out undefined,$(origin $(n
 given = $(if $2,$(call quote,$1=$2))
 
 # The run that is meant. What is left out keeps its default in configs/config.yaml.
-RUN = $(call given,task,$(TASK)) $(call given,agent,$(AGENT)) $(call given,seed,$(SEED))
+CHOSEN = $(call given,task,$(TASK)) $(call given,agent,$(AGENT)) $(call given,seed,$(SEED))
 # The official code to measure beside.
 BESIDE = $(call given,peer,$(PEER)) $(call given,peer_python,$(PEER_PYTHON))
 SWEEP = $(call given,seed,$(SEEDS)) $(call given,jobs,$(JOBS)) $(call given,launcher,$(LAUNCHER))
@@ -78,6 +82,7 @@ help:
 	@echo "make predict   predict recorded video with MODEL and DATA, with metrics (keys: configs/predict.yaml)"
 	@echo "make study     small studies of a model, NAME=fewshot|scaling|efficiency|decoupling, each a table (configs/study.yaml)"
 	@echo "make plan      reach goals of TASK by planning in MODEL, GOAL=expert|<image> (docs/planning.md, configs/plan.yaml)"
+	@echo "make export    write the episodes of RUN, or its dreams, as a LeRobot dataset (keys: configs/export.yaml)"
 	@echo "make bench     measure speed; with PEER and PEER_PYTHON beside the official code (docs/performance.md)"
 	@echo "make tasks     list every task by suite, and what the protocols give it"
 	@echo "make doctor    show versions, device, renderer speed, and which optional weights were found"
@@ -91,6 +96,7 @@ help:
 	@echo "SEED=1               of everything random in the run"
 	@echo "PRESET=auto          smoke (minutes), small (a laptop), paper (a GPU), auto (small or paper by device)"
 	@echo "PEER=DIR             a checkout of thuml/iVideoGPT; PEER_PYTHON: the python of an environment that runs it"
+	@echo "RUN=runs/hammer/mbpo/1   the folder of a run, of export"
 	@echo "SEEDS=1-5 JOBS=2 LAUNCHER=local|slurm                    of a sweep    (more keys: configs/sweep.yaml)"
 	@echo "TASKS=hammer,door-lock RUNS=runs/hammer,x.csv NAME=x     of a comparison (more: configs/compare.yaml)"
 	@echo "ARGS=\"key=value ...\" any key of configs/config.yaml; quote what the shell would read:"
@@ -101,18 +107,18 @@ help:
 	@echo "                     install page lists them); without it the build that pip finds by default."
 	@echo "                     Another build later: remove $(VENV) first."
 
-.PHONY: train resume eval sweep compare data pretrain predict study plan bench doctor tasks
+.PHONY: train resume eval sweep compare data pretrain predict study plan export bench doctor tasks
 train: setup
-	$(PY) -m mbrl.train $(RUN) $(call given,preset,$(PRESET)) $(ARGS)
+	$(PY) -m mbrl.train $(CHOSEN) $(call given,preset,$(PRESET)) $(ARGS)
 
 resume: setup
-	$(PY) -m mbrl.resume $(RUN) $(ARGS)
+	$(PY) -m mbrl.resume $(CHOSEN) $(ARGS)
 
 eval: setup
-	$(PY) -m mbrl.evaluate $(RUN) $(ARGS)
+	$(PY) -m mbrl.evaluate $(CHOSEN) $(ARGS)
 
 sweep: setup
-	$(PY) -m mbrl.sweep $(RUN) $(SWEEP) $(call given,preset,$(PRESET)) $(ARGS)
+	$(PY) -m mbrl.sweep $(CHOSEN) $(SWEEP) $(call given,preset,$(PRESET)) $(ARGS)
 
 compare: setup
 	$(PY) -m mbrl.compare $(COMPARISON) $(ARGS)
@@ -124,7 +130,7 @@ pretrain: setup
 	$(PY) -m mbrl.pretrain $(call given,data,$(DATA)) $(call given,stage,$(STAGE)) $(ARGS)
 
 bench: setup
-	$(PY) -m benchmarks.bench $(RUN) $(call given,preset,$(PRESET)) $(BESIDE) $(ARGS)
+	$(PY) -m benchmarks.bench $(CHOSEN) $(call given,preset,$(PRESET)) $(BESIDE) $(ARGS)
 
 predict: setup
 	$(PY) -m mbrl.predict $(call given,model,$(MODEL)) $(call given,data,$(DATA)) $(ARGS)
@@ -134,6 +140,9 @@ study: setup
 
 plan: setup
 	$(PY) -m mbrl.plan $(call given,task,$(TASK)) $(call given,goal,$(GOAL)) $(call given,model,$(MODEL)) $(ARGS)
+
+export: setup
+	$(PY) -m mbrl.export $(call given,source,$(RUN)) $(ARGS)
 
 doctor: setup
 	$(PY) -m mbrl.doctor $(ARGS)

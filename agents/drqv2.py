@@ -9,6 +9,8 @@ follows turned off this is the published algorithm at 64x64. Optional are
 - `precision="bf16"`: matrix products in bfloat16; losses, targets and the last layers stay in float32;
 - behaviour cloning (bc) on demonstrations: `bc_updates` of it before the first frame (see `clone`), and beside the
   reinforcement learning with a weight that follows `bc_schedule` (see `update`);
+- `anchor_schedule`: the actor is held near a frozen copy of the cloned policy in every state of the batch, so that
+  it leaves what it was taught only as fast as the critic learns (see `update`);
 - `ibrl`: imitation bootstrapped reinforcement learning (Hu et al. 2023, arXiv 2311.02198, algorithm 1): a frozen
   copy of the cloned policy proposes an action too, and the better of the two is taken (see `_better`);
 - `layer_norm` in the critic's MLPs;
@@ -63,6 +65,7 @@ class DrQv2Config:
     bc_updates: Annotated[int, "[0, inf)"]  # of behaviour cloning before the first frame
     bc_schedule: str  # weight of behaviour cloning in `update`, e.g. "linear(1.0,0.0,8000)"; "0" turns it off
     bc_batch_size: Annotated[int, "[1, inf)"]  # demonstrated transitions of one such loss
+    anchor_schedule: str  # weight in `update` of staying near the frozen clone's action; "0" turns it off
     ibrl: bool  # take the better of the actor's and the frozen clone's action
     layer_norm: bool  # in the critic's MLPs
     # decay an update of the averaged weights that evaluation acts with; 0 turns it off
@@ -73,11 +76,12 @@ class DrQv2Config:
         for name, known in (("encoder", ENCODERS), ("precision", PRECISIONS)):
             if getattr(self, name) not in known:
                 raise InvalidConfig(f"{name}={getattr(self, name)!r} is unknown: choose {' or '.join(known)}")
-        for name in ("stddev_schedule", "bc_schedule"):
+        for name in ("stddev_schedule", "bc_schedule", "anchor_schedule"):
             if value_range(getattr(self, name))[0] < 0:
                 raise InvalidConfig(f"{name}={getattr(self, name)!r} must not be negative")
-        if self.ibrl and not self.bc_updates:
-            raise InvalidConfig("ibrl=true needs a cloned policy: set bc_updates above 0")
+        for name, wanted in (("ibrl", self.ibrl), ("anchor_schedule", value_range(self.anchor_schedule)[1] > 0)):
+            if wanted and not self.bc_updates:
+                raise InvalidConfig(f"{name} needs a cloned policy: set bc_updates above 0")
 
 
 class Actor(nn.Module):
@@ -146,6 +150,7 @@ class DrQv2:
         self.device = torch.device(device)
         self._stddev = parse_schedule(config.stddev_schedule)
         self._bc_weight = parse_schedule(config.bc_schedule)
+        self._anchor_weight = parse_schedule(config.anchor_schedule)
         if config.precision == "auto":
             raise InvalidConfig("precision=auto is decided by whoever builds the agent: give it fp32 or bf16")
         self._bf16 = config.precision == "bf16"
@@ -170,7 +175,7 @@ class DrQv2:
         self.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.critic_target.load_state_dict(self.critic.state_dict())
         self.critic_target.requires_grad_(False)
-        if config.ibrl:
+        if config.ibrl or value_range(config.anchor_schedule)[1] > 0:
             self.cloned = Policy(self.encoder, self.actor)
         if config.actor_average:
             self.average = Policy(self.encoder, self.actor)
@@ -194,7 +199,7 @@ class DrQv2:
             features = self.encoder(obs)
             mean = self.average(obs) if eval_mode and self.average is not None else self.actor(features)
             action = mean if eval_mode else self._explore(mean, self._stddev(decision), clip=math.inf)
-            if self.cloned is not None:
+            if self.cloned is not None and self.config.ibrl:
                 action, _ = self._better(features, action, self.cloned(obs))
         return action
 
@@ -227,7 +232,7 @@ class DrQv2:
         """One step of critic, encoder, actor and target.
 
         While `bc_schedule` is above zero and there are `demonstrations`, the actor is also pulled towards the
-        demonstrated actions. Otherwise the step is plain DrQ-v2, to the last bit.
+        demonstrated actions, and while `anchor_schedule` is, towards those of the frozen clone. Otherwise the step is plain DrQ-v2, to the last bit.
 
         Returns:
             `critic_loss`, `actor_loss` and, with behaviour cloning, `bc_loss`: a non-finite one means that
@@ -235,20 +240,21 @@ class DrQv2:
         """
         batch = batch.to(self.device)
         stddev = self._stddev(decision)
-        bc_weight = self._bc_weight(decision)
+        bc_weight, anchor_weight = self._bc_weight(decision), self._anchor_weight(decision)
 
         obs, next_obs = self._augment(batch.obs), self._augment(batch.next_obs)
         ibrl_metrics: dict[str, Tensor] = {}
         with self._autocast(), torch.no_grad():
             next_features = self.encoder(next_obs)
             next_action = self._explore(self.actor(next_features), stddev, self.config.stddev_clip)
-            if self.cloned is not None:
+            if self.cloned is not None and self.config.ibrl:
                 cloned_action = self.cloned(next_obs)
                 next_action, target_v = self._better(next_features, next_action, cloned_action)
                 ibrl_metrics["ibrl_clone_share"] = (next_action == cloned_action).all(1).float().mean()
             else:
                 target_v = torch.min(*self.critic_target(next_features, next_action))
             target_q = batch.reward + batch.discount * target_v  # (B, 1)
+            anchor = self.cloned(obs) if self.cloned is not None and anchor_weight > 0 else None  # (B, A)
 
         with self._autocast():
             features = self.encoder(obs)  # (B, F)
@@ -270,9 +276,14 @@ class DrQv2:
 
         features = features.detach()
         with self._autocast():
-            action = self._explore(self.actor(features), stddev, self.config.stddev_clip)
+            mean = self.actor(features)
+            action = self._explore(mean, stddev, self.config.stddev_clip)
             q = torch.min(*self.critic(features, action))
         actor_loss = -q.mean()
+        if anchor is not None:
+            distance = F.mse_loss(mean, anchor)
+            actor_loss = actor_loss + anchor_weight * _magnitude(target_q) * distance
+            metrics["anchor_distance"] = distance
         # Only the actor's gradients are worked out; they add to those that behaviour cloning has left there.
         actor_loss.backward(inputs=list(self.actor.parameters()))
         self._actor_optimizer.step()
@@ -311,8 +322,7 @@ class DrQv2:
         little about where the hand and the object are, while a demonstrated action depends on just that.
         """
         bc_loss = self._bc_loss()
-        magnitude = target_q.abs().mean().clamp(min=1.0)
-        (weight * magnitude * bc_loss).backward()
+        (weight * _magnitude(target_q) * bc_loss).backward()
         return {"bc_loss": bc_loss, "bc_weight": bc_loss.new_full((), weight)}
 
     def _explore(self, mean: Tensor, stddev: float, clip: float) -> Tensor:
@@ -369,3 +379,8 @@ class DrQv2:
         self._critic_optimizer.load_state_dict(state["critic_optimizer"])
         self._actor_optimizer.load_state_dict(state["actor_optimizer"])
         self._generator.set_state(state["generator"].cpu())
+
+
+def _magnitude(target_q: Tensor) -> Tensor:
+    """The scale of a loss that stands beside -Q: the mean |Q| of the critic's targets, never below 1."""
+    return target_q.abs().mean().clamp(min=1.0)

@@ -5,6 +5,7 @@
     obs, info = env.reset()                                   # uint8 (9, 64, 64)
     obs, reward, terminated, truncated, info = env.step(env.action_space.sample())
 
+Importing it also makes the tasks known to gymnasium: `gymnasium.make("envs:ivideogpt/coffee-push-v0")`.
 To add a suite, write a `wrappers.Simulator` in a file of its own and give it a row of the table in `suites`.
 """
 
@@ -19,7 +20,7 @@ from .errors import (
     UnknownTask,
     nearest,
 )
-from .suites import SUITES, Suite, canonical, make, suite_of, task_names
+from .suites import SUITES, Suite, canonical, make, packages_of, register, suite_of, task_names
 from .wrappers import PixelEnv, Simulator, Snapshot
 
 __all__ = [
@@ -39,6 +40,9 @@ __all__ = [
     "canonical",
     "make",
     "nearest",
+    "packages_of",
     "suite_of",
     "task_names",
 ]
+
+register()

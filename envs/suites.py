@@ -5,14 +5,20 @@ tasks is made, not before.
 """
 
 import dataclasses
+import re
 from collections.abc import Callable
 from typing import Any
 
-from . import dmcontrol, metaworld, toy
+import gymnasium
+
+from . import dmcontrol, gym, metaworld, toy
 from .errors import InvalidSetting, MissingPackage, UnknownTask, nearest
 from .wrappers import PixelEnv, Simulator
 
 USUAL_CAMERA = "corner"  # the default of `make`, in every suite: the usual camera of the task
+GYM = "gym"  # the suite of every environment that is registered elsewhere, `gym:<package>:<Id>`
+GYM_TASK = re.compile(r"\w+(\.\w+)*:[\w-][\w:.-]*(/[\w-][\w:.-]*)?")
+NAMESPACE = "ivideogpt"  # of our tasks in gymnasium's registry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,12 +29,13 @@ class Suite:
     tasks: tuple[str, ...]  # without the suite's name
     simulator: Callable[..., Simulator]  # (task, *, camera, image_size, render_quality)
     usual_camera: Callable[[str], str | int]  # of a task
-    episode_frames: int  # length of an episode, if `make` is not told another
+    episode_frames: int  # length of an episode, if `make` is not told another; 0: the simulator says it
     highest_reward: float | None  # of a frame, for scores as shares of the highest return; None: the score is success
     terminates: bool  # whether a task can end before its time limit
     experts: bool  # whether its simulators have an `expert_action(action_repeat)` to take demonstrations from
     packages: tuple[str, ...]  # as pip names them; other versions of these are other tasks
     prefixes: tuple[str, ...]  # of its tasks in other people's results ("dmc_walker_walk"), first the one to write
+    options: tuple[str, ...] = ()  # keywords of `make` that its simulator takes and others do not know
 
     @property
     def reports_success(self) -> bool:
@@ -76,20 +83,47 @@ SUITES = (
         packages=(),
         prefixes=("toy",),
     ),
+    Suite(
+        name=GYM,
+        tasks=(),  # no list holds them
+        simulator=gym.Gym,
+        usual_camera=lambda task: "",
+        episode_frames=0,
+        highest_reward=None,
+        terminates=True,
+        experts=False,
+        packages=(),  # see `packages_of`
+        prefixes=(GYM,),
+        options=("success_key", "image_key"),
+    ),
 )
 
 
+def _split(task: str) -> tuple[str, str]:
+    """The name of the suite and the task's own, of a canonical name."""
+    if task.startswith(f"{GYM}:"):
+        return GYM, task.removeprefix(f"{GYM}:")
+    suite, _, own_name = task.rpartition("/")
+    return suite or SUITES[0].name, own_name
+
+
 def suite_of(task: str) -> Suite:
-    """The row of a task by its canonical name; only the part before the slash is looked at.
+    """The row of a task by its canonical name; only the part before the slash or the first colon is looked at.
 
     Raises:
         UnknownTask: there is no such suite.
     """
-    name = task.rpartition("/")[0] or SUITES[0].name
+    name, _ = _split(task)
     for suite in SUITES:
         if suite.name == name:
             return suite
     raise UnknownTask(f"unknown suite {name!r} of the task {task!r} (known: {', '.join(s.name for s in SUITES)})")
+
+
+def packages_of(task: str) -> tuple[str, ...]:
+    """What the simulator of a task comes with, as pip names it; other versions of it are other tasks."""
+    suite, own_name = suite_of(task), _split(task)[1]
+    return (re.split(r"[:.]", own_name)[0],) if suite.name == GYM else suite.packages
 
 
 def task_names() -> list[str]:
@@ -101,11 +135,16 @@ def canonical(task: str) -> str:
     """The one spelling of a task's name, after which its run folder is named.
 
     "metaworld/coffee-push", "coffee_push", "Coffee-Push" and "coffee-push-v3" are all "coffee-push";
-    "dm_control/walker_walk" is "dm_control/walker-walk".
+    "dm_control/walker_walk" is "dm_control/walker-walk". `gym:<package>:<Id>` is as it is; whether there is such an
+    environment is seen when it is made.
 
     Raises:
         UnknownTask: no task has this name; the line gives the most similar one.
     """
+    if task.strip().startswith(f"{GYM}:"):
+        if not GYM_TASK.fullmatch(_split(task.strip())[1]):
+            raise UnknownTask(f"unknown task {task!r}: write gym:<package>:<Id>, such as gym:gymnasium:Pendulum-v1")
+        return task.strip()
     suite, _, name = task.strip().lower().rpartition("/")
     suite, name = suite.replace("-", "_"), name.replace("_", "-")
     if suite in ("", SUITES[0].name):
@@ -128,19 +167,24 @@ def make(
     camera: str | int = USUAL_CAMERA,
     image_size: int = 64,
     render_quality: str = "fast",
+    success_key: str | None = None,
+    image_key: str | None = None,
 ) -> PixelEnv:
     """Makes a task as a gymnasium environment; see `wrappers.PixelEnv` for its contract.
 
     Args:
-        task: "coffee-push" or "metaworld/coffee-push", "dm_control/walker-walk", ...: see `task_names`.
+        task: "coffee-push" or "metaworld/coffee-push", "dm_control/walker-walk", ...: see `task_names`; or
+            "gym:<package>:<Id>", see `gym`.
         seed: begins the stream of seeds for resets without one.
         action_repeat: frames per decision.
         frame_stack: images per observation.
-        episode_frames: frames per episode; None is the suite's own length: 200 for Meta-world, 1000 for dm_control.
+        episode_frames: frames per episode; None is the suite's own length: 200 for Meta-world, 1000 for dm_control,
+            that of a gymnasium environment less what does not fill a decision.
         success_bonus: added to the reward of a decision that touched success (dm_control never does).
         camera: a camera's name or number; "corner" is the usual camera in every suite. The toy has only one.
         image_size: height and width of the images in pixels.
         render_quality: "fast", or "paper" with shadows and fourfold multisampling.
+        success_key, image_key: of gymnasium environments, see `gym.Gym`.
 
     Raises:
         UnknownTask, InvalidSetting, MissingGL, MissingPackage: one line each.
@@ -148,24 +192,55 @@ def make(
     name = canonical(task)
     if image_size < 1:
         raise InvalidSetting(f"image_size must be at least 1, not {image_size}")
-    suite, own_name = suite_of(name), name.rpartition("/")[2]
+    suite, own_name = suite_of(name), _split(name)[1]
+    options = {
+        key: value for key, value in (("success_key", success_key), ("image_key", image_key)) if value is not None
+    }
+    for key in options:
+        if key not in suite.options:
+            raise InvalidSetting(f"{key}={options[key]} is for gym:<package>:<Id>, not for {name}")
     settings: dict[str, Any] = dict(
         camera=suite.usual_camera(own_name) if camera == USUAL_CAMERA else camera,
         image_size=image_size,
         render_quality=render_quality,
     )
     try:
-        simulator = suite.simulator(own_name, **settings)
+        simulator = suite.simulator(own_name, **settings, **options)
     except ModuleNotFoundError as error:
         raise MissingPackage(
             f"{name} needs a package that is not installed ({error}): pip install {' '.join(suite.packages)}"
         ) from error
+    if episode_frames is None:
+        episode_frames = suite.episode_frames or _own_length(simulator, action_repeat)
     return PixelEnv(
         simulator,
         seed,
         action_repeat=action_repeat,
         frame_stack=frame_stack,
-        episode_frames=suite.episode_frames if episode_frames is None else episode_frames,
+        episode_frames=episode_frames,
         success_bonus=success_bonus,
         image_size=image_size,
     )
+
+
+def _own_length(simulator: Any, action_repeat: int) -> int:
+    """The simulator's own episode length, in whole decisions; `PixelEnv` checks `action_repeat`."""
+    return int(simulator.episode_frames) // max(action_repeat, 1) * action_repeat
+
+
+def _registered(task: str, render_mode: str = "rgb_array", **keywords: Any) -> PixelEnv:
+    """What `gymnasium.make` calls."""
+    if render_mode != "rgb_array":
+        raise InvalidSetting(f"render_mode={render_mode}: {task} is drawn as rgb_array only")
+    return make(task, **keywords)
+
+
+def register() -> None:
+    """Makes every task known to gymnasium: `gymnasium.make("ivideogpt/coffee-push-v0")`, with the keywords of `make`.
+
+    The slash of other suites is a dash: "ivideogpt/dm_control-walker-walk-v0".
+    """
+    for task in task_names():
+        gymnasium.register(
+            f"{NAMESPACE}/{task.replace('/', '-')}-v0", entry_point=f"{__name__}:_registered", kwargs={"task": task}
+        )

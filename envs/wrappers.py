@@ -20,6 +20,7 @@ class FrameResult(NamedTuple):
     reward: float
     success: bool
     terminated: bool
+    truncated: bool = False  # by a time limit of the simulator's own
 
 
 class Simulator(Protocol):
@@ -63,8 +64,8 @@ class PixelEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     Observation: uint8 (3 * frame_stack, H, W), oldest frame first; `obs[-3:]` is the newest. Action: float32
     (A,) in [-1, 1], clipped. The reward of a decision is the sum over its frames, plus `success_bonus` if
     any of them touched success; `info["success"]` is 1.0 in that case and 0.0 otherwise. Success does not
-    end an episode: after `episode_frames` it is truncated. `terminated` is True only where the task itself
-    has an end.
+    end an episode: after `episode_frames` it is truncated, or earlier where the simulator has a time limit of its own.
+    `terminated` is True only where the task itself has an end.
 
     `reset(seed=s)` makes everything that follows a function of `s` and the actions alone, whatever this
     object did before; `reset()` takes the next seed of a stream begun by the last seed given, at first
@@ -215,20 +216,18 @@ class PixelEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         action = self._checked(action)
         if not self.decisions_left:
             raise EpisodeOver("no episode is under way: call reset() before step()")
-        reward, success, terminated = 0.0, False, False
+        reward, success, terminated, truncated = 0.0, False, False, False
         for _ in range(self.action_repeat):
             frame = self.simulator.advance(action)
             reward += frame.reward
             success |= frame.success
-            terminated |= frame.terminated
-            if terminated:
+            terminated, truncated = frame.terminated, frame.truncated
+            if terminated or truncated:
                 break
         if success:
             reward += self.success_bonus
-        self._decision += 1
+        self._decision = self.episode_decisions if terminated or truncated else self._decision + 1
         truncated = self._decision == self.episode_decisions and not terminated
-        if terminated:
-            self._decision = self.episode_decisions
         return float(reward), success, terminated, truncated
 
     def _drawn(self, state: Any) -> np.ndarray:

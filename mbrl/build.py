@@ -5,13 +5,13 @@ import importlib.util
 import re
 import sys
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
 import envs
-from agents import Agent, DreamerV3, DreamerV3Config, DrQv2, DrQv2Config, Uniform
+from agents import AGENTS, Agent, Uniform
 from mbrl.experiment.run import stream_seed
 from mbrl.experiment.settings import Settings, UserError
 from mbrl.plan.agent import PlanningAgent
@@ -21,7 +21,7 @@ from world_model import IVideoGPT, WeightsError, WorldModel
 from world_model.ivideogpt.config import LearnerConfig, Rhythm
 from world_model.ivideogpt.learner import WorldModelLearner
 from world_model.onestep import OneStep, OneStepWorld
-from world_model.precision import autocast_dtype
+from world_model.precision import decided
 
 ROOT = Path(__file__).resolve().parent.parent
 HUB_NAME = re.compile(r"(?P<hub>hub:)?(?P<repository>(?P<owner>[\w-][\w.-]*)/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
@@ -43,6 +43,8 @@ def environment_keywords(settings: Settings) -> dict[str, Any]:
         camera=s.camera,
         image_size=s.image_size,
         render_quality=s.render_quality,
+        success_key=s.success_key,
+        image_key=s.image_key,
     )
 
 
@@ -52,31 +54,23 @@ def make_env(settings: Settings) -> envs.PixelEnv:
 
 
 ENDLESS = 10**6  # decisions that no dream reaches
-AgentConfig = TypeVar("AgentConfig", DrQv2Config, DreamerV3Config)
-
-
-def decided(config: AgentConfig, device: torch.device) -> AgentConfig:
-    """The config with `precision=auto` decided: bf16 where the device computes in it."""
-    reduced = autocast_dtype(config.precision, device) is not None
-    return dataclasses.replace(config, precision="bf16" if reduced else "fp32")
 
 
 def make_agent(settings: Settings, env: envs.PixelEnv, device: torch.device) -> Agent:
-    """The agent of `settings.agent`. A new agent gets its line here."""
-    (channels, height, width), (action_dim,) = env.observation_space.shape, env.action_space.shape
+    """The agent of `settings.agent`. A new one gets its line in `AGENTS`."""
+    shape, (action_dim,) = env.observation_space.shape, env.action_space.shape
     seed = stream_seed(settings.seed, "agent")
-    if settings.agent in ("drqv2", "mbpo"):
-        return DrQv2((channels, height, width), action_dim, decided(settings.drqv2, device), device, seed)
-    if settings.agent == "dreamerv3":
-        try:
-            return DreamerV3((channels, height, width), action_dim, decided(settings.dreamerv3, device), device, seed)
-        except ValueError as error:
-            raise UserError(f"image_size={settings.image_size}: {error}") from error
     if settings.agent == "mpc":
         return PlanningAgent(settings.planning, action_dim, seed, device, stddev=settings.exploration_stddev)
     if settings.agent == "uniform":
         return Uniform(action_dim, device, seed)
-    raise UserError(f"agent={settings.agent} has a file in configs/agents but no line in mbrl/build.py")
+    if settings.agent not in AGENTS:
+        raise UserError(f"agent={settings.agent} has a file in configs/agents but no line in agents/__init__.py")
+    kind = AGENTS[settings.agent]
+    try:
+        return kind.agent(shape, action_dim, decided(getattr(settings, kind.section), device), device, seed)
+    except ValueError as error:
+        raise UserError(f"image_size={settings.image_size}: {error}") from error
 
 
 def make_buffer(

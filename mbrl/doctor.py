@@ -14,7 +14,7 @@ import torch
 
 import envs
 from envs.rendering import choose_backend
-from mbrl.build import local_weights
+from mbrl.build import environment_keywords, local_weights
 from mbrl.experiment.command import command
 from mbrl.experiment.provenance import provenance
 from mbrl.experiment.settings import Settings, load, pick_device
@@ -74,7 +74,7 @@ def _drawing_lines(settings: Settings) -> list[str]:
 
 
 def _seconds_a_frame(settings: Settings, quality: str) -> float:
-    env = envs.make(settings.task, camera=settings.camera, image_size=settings.image_size, render_quality=quality)
+    env = envs.make(settings.task, **environment_keywords(settings) | {"render_quality": quality})
     with contextlib.closing(env):
         env.reset(seed=0)
         start = time.perf_counter()

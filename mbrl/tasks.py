@@ -25,6 +25,9 @@ def main(overrides: list[str]) -> None:
         for name in own:
             print(f"    {name:<28}{gives(load([*overrides, f'task={name}']))}")
         print(wrapped([name for name in names if name not in own]))
+    example = "gym:gymnasium:Pendulum-v1"
+    print(f"\ngym, any environment of gymnasium: {gives(load([*overrides, f'task={example}']))}")
+    print(wrapped(["gym:<package>:<Id>", f"such as {example}"]))
 
 
 def suites() -> dict[str, list[str]]:

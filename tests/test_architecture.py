@@ -33,7 +33,8 @@ OURS = frozenset({"envs", "agents", "world_model", "mbrl", "benchmarks"})
 LOGGER = frozenset({"torch.utils.tensorboard"})
 RULES = {
     "envs": Rule(
-        frozenset({"numpy", "gymnasium", "mujoco", "metaworld", "dm_control"}), lazy=frozenset({"dm_control"})
+        frozenset({"numpy", "gymnasium", "mujoco", "metaworld", "dm_control", "PIL"}),
+        lazy=frozenset({"dm_control", "PIL"}),
     ),
     "agents": Rule(frozenset({"torch", "numpy"}), denied=LOGGER),
     "world_model": Rule(frozenset({"torch", "numpy", "safetensors"}), denied=LOGGER),

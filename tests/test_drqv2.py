@@ -32,6 +32,7 @@ CONFIG = DrQv2Config(
     bc_updates=0,
     bc_schedule="linear(1.0,0.0,10)",
     bc_batch_size=4,
+    anchor_schedule="0",
     ibrl=False,
     layer_norm=False,
     actor_average=0.0,
@@ -142,7 +143,7 @@ def test_a_schedule_that_is_not_understood_is_refused(text):
         ({"bc_schedule": "-1"}, "bc_schedule='-1' must not be negative"),
         ({"stddev_schedule": "linear(1,-1,100)"}, "must not be negative"),
         ({"bc_schedule": "step_linear(1,-1,10,1,10)"}, "must not be negative"),
-        ({"ibrl": True}, "ibrl=true needs a cloned policy: set bc_updates above 0"),
+        ({"ibrl": True}, "ibrl needs a cloned policy: set bc_updates above 0"),
         ({"stddev_schedule": "lin(1)"}, "not understood"),
     ],
 )

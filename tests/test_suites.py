@@ -55,7 +55,7 @@ def test_suite_of_a_task():
         "dm_control",
         "toy",
     ]
-    with pytest.raises(envs.UnknownTask, match=r"unknown suite 'atari' .*\(known: metaworld, dm_control, toy\)"):
+    with pytest.raises(envs.UnknownTask, match=r"unknown suite 'atari' .*\(known: metaworld, dm_control, toy, gym\)"):
         envs.suite_of("atari/pong")
 
 

@@ -12,8 +12,9 @@ import torch
 from tiny_world import LEARNER
 
 import envs
-from mbrl.build import ROOT, at_random, beyond_the_start, find_pretrained, make_ivideogpt
+from mbrl.build import ROOT, at_random, beyond_the_start, find_pretrained, make_ivideogpt, make_onestep
 from mbrl.experiment.settings import UserError, load
+from world_model.onestep import OneStep
 
 SMALL = "world_model/pretrained/small"
 
@@ -101,3 +102,13 @@ def test_small_starts_with_fixed_codebooks(overrides: list[str], moves: bool) ->
     settings = load(["preset=small", "device=cpu", *(f"world_model.learner.{word}" for word in overrides)])
     world = make_ivideogpt(settings, envs.make("toy/reach"), torch.device("cpu"))
     assert world.model.tokenizer.quantize.embedding.weight.requires_grad is moves
+
+
+def test_small_begins_with_the_shipped_one_step_predictor() -> None:
+    """Toy actions have two numbers, Meta-world's four: their layer alone begins anew."""
+    settings = load(["preset=small", "device=cpu", "task=toy/reach"])
+    begun = make_onestep(settings, envs.make("toy/reach"), torch.device("cpu")).weights()
+    shipped = OneStep.from_pretrained(find_pretrained(settings.world_model.onestep_pretrained)).state_dict()
+    assert torch.equal(begun["read.weight"], shipped["read.weight"])
+    assert begun["action.weight"].shape == (128, 2)
+    assert shipped["action.weight"].shape == (128, 4)

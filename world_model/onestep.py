@@ -125,13 +125,16 @@ class OneStep(nn.Module):
         (folder / "model.safetensors").write_bytes(safetensors.torch.save(self.state_dict()))
 
     def load_pretrained(self, folder: str | Path) -> None:
-        """Take over the weights in `folder`; a head that was not saved there stays as it is, one too many is left out.
+        """Take over the weights in `folder`, but for the action's where actions have another size.
 
+        A head that was not saved there stays as it is, one too many is left out.
         Raises WeightsError: they are missing, damaged or of other sizes.
         """
         path, own = Path(folder) / "model.safetensors", self.state_dict()
         try:
             saved = safetensors.torch.load_file(path)
+            if "action.weight" in saved and saved["action.weight"].shape != own["action.weight"].shape:
+                saved |= {name: own[name] for name in ("action.weight", "action.bias")}
             kept = {name: value for name, value in own.items() if name.startswith("heads.")}
             self.load_state_dict(
                 kept | {name: value for name, value in saved.items() if name in own or not name.startswith("heads.")}

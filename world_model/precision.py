@@ -1,6 +1,11 @@
 """Which precision to compute in: the one answer to whether a device computes in bf16."""
 
+import dataclasses
+from typing import Any, TypeVar
+
 import torch
+
+Config = TypeVar("Config", bound=Any)
 
 
 def computes_in_bf16(device: torch.device) -> bool:
@@ -21,3 +26,9 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
         raise ValueError(f"precision={precision}: it must be auto, fp32 or bf16")
     reduced = precision == "bf16" or (precision == "auto" and computes_in_bf16(device))
     return torch.bfloat16 if reduced else None
+
+
+def decided(config: Config, device: torch.device) -> Config:
+    """A frozen config with its `precision` fp32 or bf16, whichever auto means on this device."""
+    reduced = autocast_dtype(config.precision, device) is not None
+    return dataclasses.replace(config, precision="bf16" if reduced else "fp32")

@@ -14,6 +14,7 @@ import csv
 import gzip
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -195,7 +196,8 @@ def write_dreamerv3(curves: Sequence[Curve], folder: Path) -> None:
     """
     records = []
     for curve in curves:
-        task = f"{envs.suite_of(curve.task).prefixes[0]}_{curve.task.split('/')[-1].replace('-', '_')}"
+        own_name = re.split("[/:]", curve.task)[-1]
+        task = f"{envs.suite_of(curve.task).prefixes[0]}_{own_name.replace('-', '_')}"
         method = curve.method.replace("-", "_")
         scores = curve.scores * _full_score(curve.task)
         xs, ys = [int(frame) for frame in curve.frames], [round(float(score), 6) for score in scores]

@@ -28,7 +28,7 @@ from mbrl.experiment.settings import UserError, flatten
 EVERYWHERE = ("protocol", "action_repeat", *SIMULATORS)
 WITHIN_A_TASK = ("success_bonus", "demonstrations", "episode_frames")
 # Weights that were pre-trained on other tasks of a suite that agents are judged on.
-IN_DOMAIN = {"world_model/pretrained/small": "metaworld"}
+IN_DOMAIN = {"world_model/pretrained/small": "metaworld", "world_model/pretrained/onestep": "metaworld"}
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C it is ten times as quick, and there are many runs
 
 
@@ -133,7 +133,7 @@ def read_run(folder: Path, note: Callable[[str], None]) -> Curve:
         scores = rows["episode_return"] / (suite.highest_reward * float(config["episode_frames"]))
     versions, machine = _provenance(folder)
     rules = {key: str(config.get(key)) for key in ("protocol", "action_repeat", *WITHIN_A_TASK)}
-    rules |= {name: versions.get(name, "unknown") for name in suite.packages}
+    rules |= {name: versions.get(name, "unknown") for name in envs.packages_of(task)}
     variant = config.get("variant") or ""
     return Curve(
         task=task,

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from mbrl.experiment.episodes import sync_folder
-from mbrl.experiment.settings import UserError
+from mbrl.experiment.schema import UserError
 
 KEEP = 2
 MANIFEST = "manifest.json"

@@ -63,7 +63,7 @@ class EpisodeStore:
 
     def indices(self) -> list[int]:
         """Numbers of the episodes on disk, in order."""
-        return sorted(int(path.stem) for path in self.folder.glob("*.npz") if path.stem.isdigit())
+        return [int(path.stem) for path in episode_files(self.folder)]
 
     def save(self, index: int, episode: Episode) -> None:
         """Writes an episode; when this returns, the file is whole and on the disk.
@@ -90,11 +90,7 @@ class EpisodeStore:
 
     def load(self, indices: Iterable[int]) -> Iterator[Episode]:
         """Reads episodes in the order given; one missing or damaged is named in a warning and skipped."""
-        for index in indices:
-            try:
-                yield _read(self.path(index))
-            except READ_ERRORS as error:
-                warnings.warn(f"skipping damaged episode {self.path(index)}: {error}", stacklevel=2)
+        yield from read_episodes(map(self.path, indices))
 
     def truncate(self, count: int) -> None:
         """Removes every episode whose number is `count` or more."""
@@ -102,6 +98,20 @@ class EpisodeStore:
             if index >= count:
                 self.path(index).unlink()
         sync_folder(self.folder)
+
+
+def episode_files(folder: Path) -> list[Path]:
+    """The files of a folder that are named like episodes, in order."""
+    return sorted((path for path in folder.glob("*.npz") if path.stem.isdigit()), key=lambda path: int(path.stem))
+
+
+def read_episodes(paths: Iterable[Path]) -> Iterator[Episode]:
+    """Reads episodes in the order given; one missing or damaged is named in a warning and skipped."""
+    for path in paths:
+        try:
+            yield _read(path)
+        except READ_ERRORS as error:
+            warnings.warn(f"skipping damaged episode {path}: {error}", stacklevel=2)
 
 
 def _read(path: Path) -> Episode:

@@ -16,15 +16,16 @@ SIMULATORS = tuple(dict.fromkeys(package for suite in envs.SUITES for package in
 PACKAGES = ("torch", "numpy", "gymnasium", *SIMULATORS, "hydra-core")
 
 
-def provenance() -> dict[str, Any]:
-    """The code's commit, the versions it runs with, and the machine."""
+def provenance(task: str | None = None) -> dict[str, Any]:
+    """The code's commit, the versions it runs with, those of `task` among them, and the machine."""
+    packages = dict.fromkeys((*PACKAGES, *(envs.packages_of(task) if task else ())))
     status = _git("status", "--porcelain", "--untracked-files=no")
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "commit": _git("rev-parse", "HEAD"),
         "dirty": None if status is None else bool(status),
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": {name: _version(name) for name in packages},
         "machine": {"system": platform.platform(), "cpus": os.cpu_count(), "gpu": gpu},
         "command": sys.argv[1:],
     }

@@ -116,7 +116,7 @@ class Run:
                 raise RunFinished(_finished_line(folder, checkpoint))
             (folder / "replay").mkdir(exist_ok=True)
             (folder / "videos").mkdir(exist_ok=True)
-            identity = _add_start(folder, checkpoint)
+            identity = _add_start(folder, settings.task, checkpoint)
             if longer or not begun:
                 write_config(folder, to_dict(settings))
             run = cls(settings, folder, lock, checkpoint)
@@ -344,10 +344,10 @@ def _stored(folder: Path) -> dict[str, Any]:
     return with_defaults(stored_config(folder) or {})
 
 
-def _add_start(folder: Path, checkpoint: Checkpoint | None) -> str:
+def _add_start(folder: Path, task: str, checkpoint: Checkpoint | None) -> str:
     """Add this start to git.json; returns the run's own id."""
     record = _read_provenance(folder)
-    record["starts"].append({"frame": checkpoint.frame if checkpoint else 0} | provenance())
+    record["starts"].append({"frame": checkpoint.frame if checkpoint else 0} | provenance(task))
     _write_provenance(folder, record | {"saved": checkpoint is not None})
     return str(record["id"])
 

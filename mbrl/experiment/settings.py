@@ -98,6 +98,8 @@ class Settings:
     camera: str
     render_quality: Literal["fast", "paper"]
     episode_frames: Positive | None  # None is the suite's own length
+    success_key: str | None  # these two are of gymnasium environments, see `envs/gym.py`
+    image_key: str | None
     success_bonus: Weight
     demonstrations: Count  # successful scripted episodes put into the replay first
     demonstration_share: str  # of an agent batch drawn from the demonstrations alone; a schedule in decisions

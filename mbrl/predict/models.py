@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from mbrl.experiment.settings import UserError
+from mbrl.experiment.schema import UserError
 from world_model import IVideoGPT
 from world_model.api import Dreamable
 from world_model.ivideogpt.weights import read_configs, read_heads

@@ -24,7 +24,7 @@ from world_model.data.video import decode_video
 with needs("pyarrow"):
     import pyarrow.parquet as pq
 
-REWARD = "next.reward"  # earned by the action of the same row
+REWARD, SUCCESS = "next.reward", "next.success"  # of the action of the same row
 
 
 class LeRobot:
@@ -71,7 +71,7 @@ class LeRobot:
             yield f"episode {episode['episode_index']}", partial(self._read, episode)
 
     def _read(self, episode: dict[str, Any]) -> Recording:
-        columns = [name for name in ("action", REWARD) if name in self.features]
+        columns = [name for name in ("action", REWARD, SUCCESS) if name in self.features]
         if not self._is_video:
             columns.append(self.camera)
         table = pq.read_table(
@@ -82,10 +82,8 @@ class LeRobot:
         if len(table) != episode["length"]:
             raise ValueError(f"has {len(table)} of {episode['length']} rows")
         values = {name: table[name].to_pylist() for name in columns}
-        actions, rewards = (
-            np.array(values[name], np.float32) if name in values else None for name in ("action", REWARD)
-        )
-        return self.options.recording(self._frames(episode, values), actions, rewards)
+        steps = (np.array(values[name], np.float32) if name in values else None for name in ("action", REWARD, SUCCESS))
+        return self.options.recording(self._frames(episode, values), *steps)
 
     def _frames(self, episode: dict[str, Any], values: dict[str, list]) -> Iterator[np.ndarray]:
         if not self._is_video:

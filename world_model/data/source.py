@@ -62,7 +62,11 @@ class SourceOptions(NamedTuple):
     left_out: frozenset[str] = frozenset()  # episodes to leave out, by the stem of the file that holds or held them
 
     def recording(
-        self, frames: Iterable[np.ndarray], actions: np.ndarray | None = None, rewards: np.ndarray | None = None
+        self,
+        frames: Iterable[np.ndarray],
+        actions: np.ndarray | None = None,
+        rewards: np.ndarray | None = None,
+        successes: np.ndarray | None = None,
     ) -> Recording:
         """The training format of one clip.
 
@@ -71,8 +75,9 @@ class SourceOptions(NamedTuple):
             actions: (T, A) or (T - 1, A), actions[i] leads from frame i to i + 1. With a step above one, the actions
                 between two kept frames become one of step * A numbers: nothing else is right for every robot.
             rewards: (T,) or (T - 1,), likewise; they are summed. None is zero.
+            successes: (T,) or (T - 1,), likewise; one is enough. None is unknown.
         Raises:
-            ValueError: fewer than two frames are left, or actions or rewards do not fit them.
+            ValueError: fewer than two frames are left, or actions, rewards or successes do not fit them.
         """
         kept = [fit(frame, self.image_size, self.crop) for frame in itertools.islice(frames, 0, None, self.step)]
         length = len(kept) - 1
@@ -83,7 +88,9 @@ class SourceOptions(NamedTuple):
         if rewards is None:
             rewards = np.zeros(length * self.step, np.float32)
         steps: dict[str, np.ndarray] = {}
-        for kind, values in (("actions", actions), ("rewards", rewards)):
+        for kind, values in (("actions", actions), ("rewards", rewards), ("successes", successes)):
+            if values is None:
+                continue
             used = np.asarray(values, np.float32)[: length * self.step]
             if len(used) < length * self.step:
                 raise ValueError(f"has {len(values)} {kind}, but {length * self.step} steps between its frames")
@@ -91,7 +98,8 @@ class SourceOptions(NamedTuple):
                 raise ValueError(f"has {kind} that are not finite")
             steps[kind] = used.reshape(length, self.step, -1)
         joined = steps["actions"].reshape(length, self.step * steps["actions"].shape[2])
-        return Recording(np.stack(kept), joined, steps["rewards"].sum((1, 2)))
+        touched = steps["successes"].max((1, 2)) if "successes" in steps else None
+        return Recording(np.stack(kept), joined, steps["rewards"].sum((1, 2)), touched)
 
 
 def fit(frame: np.ndarray, size: int, crop: Literal["none", "center"] = "none") -> np.ndarray:

@@ -1,0 +1,1 @@
+"""Episodes out for other programs: `python -m mbrl.export`."""
