@@ -24,7 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,28 +43,35 @@ CHOICES = {
 
 @dataclass(frozen=True)
 class PlannerConfig:
-    """Settings of a planner; the published ones lie in `configs/planners/`.
+    """Settings of a planner; the published ones lie in `configs/planners/`, where ranges are checked.
 
     Raises:
         InvalidConfig: a setting that cannot be used.
     """
 
-    horizon: int  # H, actions a plan
-    samples: int  # N, candidates an iteration, all kinds of them together
-    iterations: int
-    elites: int  # E, candidates that the distribution is refitted to; fewer if fewer have a finite score
-    kept: int  # K, of the elites; candidates of the next iteration, and shifted of the next plan
-    execute: int  # actions taken before the next plan; the warm start is shifted by so many
+    horizon: Annotated[int, "[1, inf)"]  # H, actions a plan
+    samples: Annotated[int, "[1, inf)"]  # N, candidates an iteration, all kinds of them together
+    iterations: Annotated[int, "[1, inf)"]
+    elites: Annotated[
+        int, "[1, inf)"
+    ]  # E, candidates that the distribution is refitted to; fewer if fewer have a finite score
+    kept: Annotated[int, "[0, inf)"]  # K, of the elites; candidates of the next iteration, and shifted of the next plan
+    execute: Annotated[int, "[1, inf)"]  # actions taken before the next plan; the warm start is shifted by so many
     noise: str  # in time: white | filtered | autoregressive | coloured, see `time_noise`
-    noise_parameter: float  # correlation of neighbours (filtered, autoregressive), exponent beta (coloured)
-    std: tuple[float, ...]  # at the start of every plan, in action units; one for all dimensions or A of them
-    std_min: float  # bounds of the refitted std
-    std_max: float
+    noise_parameter: Annotated[
+        float, "[0, inf)"
+    ]  # correlation of neighbours (filtered, autoregressive), exponent beta (coloured)
+    # at the start of every plan, in action units; one for all dimensions or A of them
+    std: Annotated[tuple[Annotated[float, "(0, inf)"], ...], "[1, inf)"]
+    std_min: Annotated[float, "[0, inf)"]  # bounds of the refitted std
+    std_max: Annotated[float, "(0, inf)"]
     std_within_bounds: bool  # sample with a std of at most half the distance from the mean to the nearer of -1 and 1
     refit_std: bool
-    weight_scale: float  # elites weigh softmax(weight_scale * score): it depends on the score's units; 0: equally
-    momentum: float  # share of the old mean and std in the new ones
-    proposals: int  # candidates that a policy is asked for, where there is one
+    weight_scale: Annotated[
+        float, "[0, inf)"
+    ]  # elites weigh softmax(weight_scale * score): it depends on the score's units; 0: equally
+    momentum: Annotated[float, "[0, 1)"]  # share of the old mean and std in the new ones
+    proposals: Annotated[int, "[0, inf)"]  # candidates that a policy is asked for, where there is one
     proposals_always: bool  # they are candidates of every iteration, not of the first alone
     answer: str  # mean | best_seen | best_of_last (iteration) | drawn (an elite, by weight)
     carry: str  # what the next plan starts from: mean | answer
@@ -76,20 +83,15 @@ class PlannerConfig:
                 raise InvalidConfig(f"{name}={getattr(self, name)!r} is unknown: choose {', '.join(known)}")
         correlated = self.noise in ("filtered", "autoregressive")
         needs = {
-            f"horizon={self.horizon}: must be at least 1": self.horizon >= 1,
-            f"iterations={self.iterations}: must be at least 1": self.iterations >= 1,
-            f"elites={self.elites}: must be from 1 to samples={self.samples}": 1 <= self.elites <= self.samples,
-            f"kept={self.kept}: must be from 0 to elites={self.elites}": 0 <= self.kept <= self.elites,
+            f"elites={self.elites}: must be at most samples={self.samples}": self.elites <= self.samples,
+            f"kept={self.kept}: must be at most elites={self.elites}": self.kept <= self.elites,
             f"kept={self.kept} and proposals={self.proposals}: must leave samples={self.samples} room for the mean": (
-                self.proposals >= 0 and self.kept + self.proposals < self.samples
+                self.kept + self.proposals < self.samples
             ),
-            f"execute={self.execute}: must be from 1 to horizon={self.horizon}": 1 <= self.execute <= self.horizon,
-            f"std={self.std}: must be positive": bool(self.std) and all(std > 0 for std in self.std),
-            f"std_min={self.std_min}: must be from 0 to std_max={self.std_max}": 0 <= self.std_min <= self.std_max,
-            f"weight_scale={self.weight_scale}: must not be negative": self.weight_scale >= 0,
-            f"momentum={self.momentum}: must be in [0, 1)": 0 <= self.momentum < 1,
-            f"noise_parameter={self.noise_parameter}: must be in [0, 1) if noise={self.noise}": not correlated
-            or 0 <= self.noise_parameter < 1,
+            f"execute={self.execute}: must be at most horizon={self.horizon}": self.execute <= self.horizon,
+            f"std_min={self.std_min}: must be at most std_max={self.std_max}": self.std_min <= self.std_max,
+            f"noise_parameter={self.noise_parameter}: must be less than 1 if noise={self.noise}": not correlated
+            or self.noise_parameter < 1,
         }
         for message, met in needs.items():
             if not met:

@@ -23,6 +23,7 @@ SIMULATOR = (
     "planning.samples=24",
     "planning.iterations=2",
     "planning.horizon=5",
+    "planning.execute=5",
     "planning.std=[1.0]",
     "shown=1",
 )
@@ -44,7 +45,7 @@ def test_the_true_model_and_its_controls(typed: Command) -> None:
     for control in ("shuffled", "random", "none"):
         code, said[control], error = typed(main, *SIMULATOR, *NO_GOAL, "episodes=6", "seed=3", f"control={control}")
         assert (code, error) == (0, "")
-    name = "toy-reach-icem-reward-simulator"
+    name = "toy-reach-icem_goal-reward-simulator"
     ours, shuffled, random = rows(name), rows(f"{name}-shuffled"), rows(f"{name}-random")
     assert list(ours[0])[:4] == ["episode", "seed", "success", "decisions"]
     assert [(row["episode"], row["seed"]) for row in ours] == [(str(i), str(3 + i)) for i in range(6)]
@@ -133,7 +134,7 @@ def test_what_is_refused(typed: Command) -> None:
         (("task=reach", "model=model", "cost=reward"), "model has no reward head (it has: none)"),
         (("model=model", "cost=image"), "model=model wants 4 action numbers, toy/reach has 2"),
         (("model=nowhere",), "model=nowhere"),
-        (("planning.elites=99",), "elites=99: must be from 1 to samples=24"),
+        (("planning.elites=99",), "elites=99: must be at most samples=24"),
     ):
         code, _, error = typed(main, *dict.fromkeys((*SIMULATOR[2:], *SIMULATOR[:2])), *overrides)
         assert code == 2, overrides
