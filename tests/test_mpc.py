@@ -13,7 +13,7 @@ from mbrl.train import main
 
 PLANNING = ("planning.samples=6", "planning.iterations=2", "planning.elites=2", "planning.kept=1",
             "planning.proposals=2", "planning.horizon=3", "planning.execute=2")  # fmt: skip
-MPC = ("agent=mpc", *PLANNING)
+MPC = ("agent=mpc", "num_eval_episodes=1", *PLANNING)
 
 
 @pytest.fixture(scope="module")

@@ -216,7 +216,7 @@ def test_warm_start(name):
         (state["mean"][None], score.asked[0][:1]),
         (state["kept"], score.asked[0][1 : 1 + config.kept]),
     ):
-        end = plans[:, -1:] if name in ("vp2_mppi", "vp2_cem", "icem") else torch.zeros_like(plans[:, -1:])
+        end = plans[:, -1:] if config.fill == "repeat" else torch.zeros_like(plans[:, -1:])
         assert torch.equal(begun, torch.cat([plans[:, execute:], end, end], dim=1))
     planner.reset()
     score.asked.clear()
