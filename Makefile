@@ -20,10 +20,13 @@ KNOWS_plan := TASK GOAL MODEL ARGS
 KNOWS_study := NAME MODEL DATA ARGS
 KNOWS_export := RUN ARGS
 KNOWS_bench := TASK AGENT SEED PRESET PEER PEER_PYTHON ARGS
+KNOWS_play := TASK RUN MODEL HOST PORT ARGS
+KNOWS_watch := TASK RUN MODEL HOST PORT ARGS
+KNOWS_verify := RUN ARGS
 KNOWS_doctor := ARGS
 KNOWS_tasks := ARGS
 KNOWS_test := ARGS
-TARGETS := help setup train resume eval sweep compare data pretrain predict study plan export bench doctor tasks test check lint
+TARGETS := help setup train resume eval sweep compare data pretrain predict study plan export bench play watch verify doctor tasks test check lint
 
 # --- what was typed, before anything is done ----------------------------------------------------------------------
 # A word that no target knows must stop make: `make train task=hammer` would train another task for hours.
@@ -49,8 +52,8 @@ endef
 $(foreach goal,$(filter-out $(TARGETS) $(VENV)/%,$(GOALS)),$(error $(call unknown_target,$(goal))))
 $(foreach name,$(filter-out $(KNOWN) $(INSTALLATION),$(TYPED)),$(error $(call unknown_variable,$(name))))
 
-# Shells and hosting services have it in the environment for purposes of their own.
-$(foreach name,RUN,$(if $(findstring environment,$(origin $(name))),$(eval override undefine $(name))))
+# Shells and hosting services have these in the environment for purposes of their own.
+$(foreach name,HOST PORT RUN,$(if $(findstring environment,$(origin $(name))),$(eval override undefine $(name))))
 
 # Values are what was typed: make reads no `$` in them, and `given` keeps the shell from reading the rest. ARGS alone is
 # made of words, and quotes of its own.
@@ -63,6 +66,7 @@ CHOSEN = $(call given,task,$(TASK)) $(call given,agent,$(AGENT)) $(call given,se
 # The official code to measure beside.
 BESIDE = $(call given,peer,$(PEER)) $(call given,peer_python,$(PEER_PYTHON))
 SWEEP = $(call given,seed,$(SEEDS)) $(call given,jobs,$(JOBS)) $(call given,launcher,$(LAUNCHER))
+PLAYED = $(call given,task,$(TASK)) $(call given,run,$(RUN)) $(call given,model,$(MODEL)) $(call given,host,$(HOST)) $(call given,port,$(PORT))
 COMPARISON = $(if $(TASKS),$(call given,task_names,[$(TASKS)])) $(if $(RUNS),$(call given,runs,[$(RUNS)])) $(call given,name,$(NAME))
 
 .DEFAULT_GOAL := help
@@ -84,6 +88,9 @@ help:
 	@echo "make plan      reach goals of TASK by planning in MODEL, GOAL=expert|<image> (docs/planning.md, configs/plan.yaml)"
 	@echo "make export    write the episodes of RUN, or its dreams, as a LeRobot dataset (keys: configs/export.yaml)"
 	@echo "make bench     measure speed; with PEER and PEER_PYTHON beside the official code (docs/performance.md)"
+	@echo "make play      drive a dream of TASK with the simulator beside it, on a page of this machine (docs/play.md)"
+	@echo "make watch     the same page, and the policy of RUN drives: robot, its dream, their difference, success counted"
+	@echo "make verify    play the last evaluation of RUN again: it must give the same success rate"
 	@echo "make tasks     list every task by suite, and what the protocols give it"
 	@echo "make doctor    show versions, device, renderer speed, and which optional weights were found"
 	@echo "make test      run the tests            (ARGS=\"tests/test_envs.py -k toy\" for some of them)"
@@ -96,7 +103,8 @@ help:
 	@echo "SEED=1               of everything random in the run"
 	@echo "PRESET=auto          smoke (minutes), small (a laptop), paper (a GPU), auto (small or paper by device)"
 	@echo "PEER=DIR             a checkout of thuml/iVideoGPT; PEER_PYTHON: the python of an environment that runs it"
-	@echo "RUN=runs/hammer/mbpo/1   the folder of a run, of export"
+	@echo "RUN=runs/hammer/mbpo/1   the folder of a run, of play, watch, verify and export"
+	@echo "MODEL=DIR HOST=127.0.0.1 PORT=8765    of play and watch    (more keys: configs/play.yaml)"
 	@echo "SEEDS=1-5 JOBS=2 LAUNCHER=local|slurm                    of a sweep    (more keys: configs/sweep.yaml)"
 	@echo "TASKS=hammer,door-lock RUNS=runs/hammer,x.csv NAME=x     of a comparison (more: configs/compare.yaml)"
 	@echo "ARGS=\"key=value ...\" any key of configs/config.yaml; quote what the shell would read:"
@@ -107,7 +115,7 @@ help:
 	@echo "                     install page lists them); without it the build that pip finds by default."
 	@echo "                     Another build later: remove $(VENV) first."
 
-.PHONY: train resume eval sweep compare data pretrain predict study plan export bench doctor tasks
+.PHONY: train resume eval sweep compare data pretrain predict study plan export bench play watch verify doctor tasks
 train: setup
 	$(PY) -m mbrl.train $(CHOSEN) $(call given,preset,$(PRESET)) $(ARGS)
 
@@ -141,8 +149,17 @@ study: setup
 plan: setup
 	$(PY) -m mbrl.plan $(call given,task,$(TASK)) $(call given,goal,$(GOAL)) $(call given,model,$(MODEL)) $(ARGS)
 
+play: setup
+	$(PY) -m mbrl.play $(PLAYED) $(ARGS)
+
+watch: setup
+	$(PY) -m mbrl.play watch=true $(PLAYED) $(ARGS)
+
+verify: setup
+	$(PY) -m mbrl.verify $(call given,run,$(RUN)) $(ARGS)
+
 export: setup
-	$(PY) -m mbrl.export $(call given,source,$(RUN)) $(ARGS)
+	$(PY) -m mbrl.export $(call given,run,$(RUN)) $(ARGS)
 
 doctor: setup
 	$(PY) -m mbrl.doctor $(ARGS)
@@ -151,8 +168,9 @@ tasks: setup
 	$(PY) -m mbrl.tasks $(ARGS)
 
 .PHONY: test check lint
+# Files are dealt out to as many processes as there are cores; their fixtures are made once in each.
 test: setup
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile $(ARGS)
 
 # What breaks most often and takes no run to find out.
 QUICK := architecture makefile settings weights_by_name stats metrics replay episodes augmentation adversary data video

@@ -62,7 +62,8 @@ class DrQv2Config:
     critic_target_tau: Annotated[float, "(0, 1]"]
     stddev_schedule: str  # exploration noise, e.g. "linear(1.0,0.1,100000)"
     stddev_clip: Annotated[float, "(0, inf)"]
-    bc_updates: Annotated[int, "[0, inf)"]  # of behaviour cloning before the first frame
+    bc_updates: Annotated[int, "[0, inf)"]
+    bc_stddev_schedule: str
     bc_schedule: str  # weight of behaviour cloning in `update`, e.g. "linear(1.0,0.0,8000)"; "0" turns it off
     bc_batch_size: Annotated[int, "[1, inf)"]  # demonstrated transitions of one such loss
     anchor_schedule: str  # weight in `update` of staying near the frozen clone's action; "0" turns it off
@@ -76,7 +77,7 @@ class DrQv2Config:
         for name, known in (("encoder", ENCODERS), ("precision", PRECISIONS)):
             if getattr(self, name) not in known:
                 raise InvalidConfig(f"{name}={getattr(self, name)!r} is unknown: choose {' or '.join(known)}")
-        for name in ("stddev_schedule", "bc_schedule", "anchor_schedule"):
+        for name in ("stddev_schedule", "bc_stddev_schedule", "bc_schedule", "anchor_schedule"):
             if value_range(getattr(self, name))[0] < 0:
                 raise InvalidConfig(f"{name}={getattr(self, name)!r} must not be negative")
         for name, wanted in (("ibrl", self.ibrl), ("anchor_schedule", value_range(self.anchor_schedule)[1] > 0)):
@@ -148,7 +149,8 @@ class DrQv2:
     ) -> None:
         self.obs_shape, self.action_dim, self.config = obs_shape, action_dim, config
         self.device = torch.device(device)
-        self._stddev = parse_schedule(config.stddev_schedule)
+        # Full noise would drown a clone.
+        self._stddev = parse_schedule(config.bc_stddev_schedule if config.bc_updates else config.stddev_schedule)
         self._bc_weight = parse_schedule(config.bc_schedule)
         self._anchor_weight = parse_schedule(config.anchor_schedule)
         if config.precision == "auto":
@@ -232,7 +234,8 @@ class DrQv2:
         """One step of critic, encoder, actor and target.
 
         While `bc_schedule` is above zero and there are `demonstrations`, the actor is also pulled towards the
-        demonstrated actions, and while `anchor_schedule` is, towards those of the frozen clone. Otherwise the step is plain DrQ-v2, to the last bit.
+        demonstrated actions, and while `anchor_schedule` is, towards those of the frozen clone. Otherwise the step is
+        plain DrQ-v2, to the last bit.
 
         Returns:
             `critic_loss`, `actor_loss` and, with behaviour cloning, `bc_loss`: a non-finite one means that
@@ -243,24 +246,13 @@ class DrQv2:
         bc_weight, anchor_weight = self._bc_weight(decision), self._anchor_weight(decision)
 
         obs, next_obs = self._augment(batch.obs), self._augment(batch.next_obs)
-        ibrl_metrics: dict[str, Tensor] = {}
-        with self._autocast(), torch.no_grad():
-            next_features = self.encoder(next_obs)
-            next_action = self._explore(self.actor(next_features), stddev, self.config.stddev_clip)
-            if self.cloned is not None and self.config.ibrl:
-                cloned_action = self.cloned(next_obs)
-                next_action, target_v = self._better(next_features, next_action, cloned_action)
-                ibrl_metrics["ibrl_clone_share"] = (next_action == cloned_action).all(1).float().mean()
-            else:
-                target_v = torch.min(*self.critic_target(next_features, next_action))
-            target_q = batch.reward + batch.discount * target_v  # (B, 1)
-            anchor = self.cloned(obs) if self.cloned is not None and anchor_weight > 0 else None  # (B, A)
+        target_q, metrics = self._target_q(batch, next_obs, stddev)  # (B, 1)
 
         with self._autocast():
             features = self.encoder(obs)  # (B, F)
             q1, q2 = self.critic(features, batch.action)
         critic_loss = F.mse_loss(q1, target_q) + F.mse_loss(q2, target_q)
-        metrics = ibrl_metrics | {
+        metrics |= {
             "batch_reward": batch.reward.mean(),
             "critic_target_q": target_q.mean(),
             "critic_q1": q1.mean(),
@@ -280,10 +272,10 @@ class DrQv2:
             action = self._explore(mean, stddev, self.config.stddev_clip)
             q = torch.min(*self.critic(features, action))
         actor_loss = -q.mean()
-        if anchor is not None:
-            distance = F.mse_loss(mean, anchor)
-            actor_loss = actor_loss + anchor_weight * _magnitude(target_q) * distance
-            metrics["anchor_distance"] = distance
+        if self.cloned is not None and anchor_weight > 0:
+            with self._autocast():
+                metrics["anchor_distance"] = F.mse_loss(mean, self.cloned(obs))
+            actor_loss = actor_loss + anchor_weight * _magnitude(target_q) * metrics["anchor_distance"]
         # Only the actor's gradients are worked out; they add to those that behaviour cloning has left there.
         actor_loss.backward(inputs=list(self.actor.parameters()))
         self._actor_optimizer.step()
@@ -295,6 +287,21 @@ class DrQv2:
         if self.average is not None:
             self.average.follow(self.encoder, self.actor, rate=1 - self.config.actor_average)
         return {name: value.detach() for name, value in metrics.items()}
+
+    @torch.no_grad()
+    def _target_q(self, batch: TransitionBatch, next_obs: Tensor, stddev: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """What the critic learns, (B, 1), and metrics."""
+        metrics = {}
+        with self._autocast():
+            features = self.encoder(next_obs)
+            action = self._explore(self.actor(features), stddev, self.config.stddev_clip)
+            if self.cloned is not None and self.config.ibrl:
+                cloned = self.cloned(next_obs)
+                action, value = self._better(features, action, cloned)
+                metrics["ibrl_clone_share"] = (action == cloned).all(1).float().mean()
+            else:
+                value = torch.min(*self.critic_target(features, action))
+        return batch.reward + batch.discount * value, metrics
 
     def _better(self, features: Tensor, action: Tensor, cloned: Tensor) -> tuple[Tensor, Tensor]:
         """IBRL: of two actions (B, A) the one of higher target Q at features (B, F), and that Q (B, 1)."""

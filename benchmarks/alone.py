@@ -16,8 +16,8 @@ from benchmarks.measure import Limits, Spread
 from benchmarks.table import duration, number, table
 from mbrl.build import make_agent, make_buffer, make_env, make_ivideogpt
 from mbrl.experiment.settings import Settings
-from mbrl.replay import Episode
 from mbrl.rollout import dream, to_clips, to_float
+from world_model import Episode
 
 EPISODES = 10  # in the replay that is sampled
 BATCH, CLIPS, FRAMES = 256, 16, 12  # of the two rows about sampling
@@ -119,7 +119,7 @@ def measure_parts(parts: Parts, repeats: int, at_least_s: float, limits: Limits)
     learned = {name: measure.update_bytes(weights) for name, weights in parts.world.parameters.items()}
     agent = measure.update_bytes([v for k, v in parts.agent.weights().items() if not k.startswith("critic_target.")])
     precision = "fp32" if parts.world.dtype is None else "bf16"
-    dreamt = s.rollout_batch * s.rollout_horizon
+    imagined_frames = s.rollout_batch * s.rollout_horizon
     dream_bytes = measure.dream_bytes(parts.world.model, s.rollout_batch, s.rollout_horizon, precision)
     # name -> call, unit, how many, unavoidable bytes (None: no floor)
     todo: dict[str, tuple[Callable[[], Any], str, float, int | None]] = {
@@ -128,7 +128,7 @@ def measure_parts(parts: Parts, repeats: int, at_least_s: float, limits: Limits)
         "agent update": (parts.learn_to_act, "updates", 1, agent),
         "tokenizer update": (parts.learn_tokens, "updates", 1, learned["tokenizer"]),
         "transformer update": (parts.learn_dynamics, "updates", 1, learned["transformer"]),
-        "dream": (parts.dream, "imagined frames", dreamt, dream_bytes),
+        "dream": (parts.dream, "imagined frames", imagined_frames, dream_bytes),
         TRANSITIONS: (lambda: parts.replay.sample(BATCH), "transitions", BATCH, None),
         SEGMENTS: (lambda: parts.replay.sample_segments(CLIPS, FRAMES), "clips", CLIPS, None),
     }

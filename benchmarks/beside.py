@@ -39,7 +39,7 @@ class Peer(NamedTuple):
 
     name: str
     file: str  # that tells a checkout of it
-    packages: tuple[str, ...]  # whose versions are told
+    packages: tuple[str, ...]  # whose versions are reported
     worker: str  # the module that runs there
     document: str  # that says how its environment is made
 
@@ -120,7 +120,7 @@ class Result(NamedTuple):
     theirs: Spread | None = None
 
     @property
-    def told(self) -> str:
+    def summary(self) -> str:
         assert self.ours is not None
         assert self.theirs is not None
         return (
@@ -220,9 +220,9 @@ def lines(
     both = tuple(options.precisions)
     same = compare.same_outputs
     transitions, clips = {"batch": s.batch_size}, {"batch": learner.batch_size}
-    dreamt = batches.dreams * s.rollout_horizon
+    imagined_frames = batches.dreams * s.rollout_horizon
     found = {
-        "dream": Line("dream", "imagined frames", dreamt, 1, spec, peer, same, both),
+        "dream": Line("dream", "imagined frames", imagined_frames, 1, spec, peer, same, both),
         "tokenizer": Line("tokenizer", "updates", 1, 1, spec, peer, same, both),
         "transformer": Line("transformer", "updates", 1, 1, spec, peer, same, both),
         "agent": Line("agent", "updates", 1, 5, spec, peer, same, both),
@@ -268,7 +268,7 @@ def measure(options: Options, settings: Settings, overrides: Sequence[str], out:
                     line, precision, options.repeats, folder, out.resolve() / f"{line.name}-{precision}"
                 )
                 results.append(result)
-                print(f"{line.name} {precision}: {result.problem or result.told}", flush=True)
+                print(f"{line.name} {precision}: {result.problem or result.summary}", flush=True)
     shown = ", ".join(f"{name} {version}" for name, version in versions.items())
     text = f"{report(results)}\n\ntheirs: {shown}"
     values = {"peer_versions": versions, "left_out": left_out, "lines": [result.as_dict() for result in results]}

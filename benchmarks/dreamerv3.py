@@ -80,10 +80,10 @@ class Options:
 def read(overrides: Sequence[str]) -> tuple[Options, Settings, list[str]]:
     """The options, the settings of the run that is meant, and the overrides of those settings."""
     own = {field.name for field in dataclasses.fields(Options)}
-    mine = [word for word in overrides if word.split("=")[0] in own]
-    of_run = [word for word in overrides if word not in mine]
+    of_bench = [override for override in overrides if override.split("=")[0] in own]
+    of_run = [override for override in overrides if override not in of_bench]
     of_run = ["agent=dreamerv3", "dreamerv3.precision=fp32", "device=cpu", *of_run]
-    return load_plain(Options, "bench_dreamerv3", mine), load(of_run), of_run
+    return load_plain(Options, "bench_dreamerv3", of_bench), load(of_run), of_run
 
 
 def official_config(settings: Settings) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def describe(settings: Settings, overrides: Sequence[str]) -> dict[str, Any]:
     for name in ("num_train_frames", "eval_every_frames"):
         if getattr(s, name) % s.action_repeat:
             raise UserError(f"{name}={getattr(s, name)} must be a multiple of action_repeat={s.action_repeat} here")
-    first = s.num_seed_frames // s.eval_every_frames + 1  # the evaluations of mbrl/experiment/session.py
+    first = s.num_seed_frames // s.eval_every_frames + 1  # the evaluations of mbrl/session.py
     evaluations = {*range(first * s.eval_every_frames, s.num_train_frames, s.eval_every_frames), s.num_train_frames}
     return {
         "overrides": list(overrides),

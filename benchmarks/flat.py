@@ -20,7 +20,7 @@ from benchmarks.table import duration, table, write
 from mbrl.build import make_buffer
 from mbrl.experiment.command import command
 from mbrl.experiment.settings import Settings, UserError, pick_device
-from mbrl.replay import Episode
+from world_model import Episode
 
 MARKS = (10_000, 100_000, 1_000_000)  # frames in the replay
 TIMES_ROLLOUTS = 10
@@ -64,13 +64,13 @@ def imagined_buffer(settings: Settings, times: int) -> Iterator[dict[str, Any]]:
     s, rng, stack = settings, np.random.default_rng(0), settings.frame_stack
     decisions = s.imagined_buffer_frames // s.action_repeat
     imagined = make_buffer(s, "imagined", ACTION_DIM, decisions, s.rollout_horizon)
-    dreamt = random_episode(rng, s.rollout_horizon + stack - 1, s.image_size, ACTION_DIM)
-    dreamt = Episode(dreamt.frames, dreamt.actions[stack - 1 :], dreamt.rewards[stack - 1 :], False, prefix=stack - 1)
+    longer = random_episode(rng, s.rollout_horizon + stack - 1, s.image_size, ACTION_DIM)
+    rollout = Episode(longer.frames, longer.actions[stack - 1 :], longer.rewards[stack - 1 :], False, prefix=stack - 1)
     rollouts = s.initial_rollouts
     rollouts += (s.num_train_frames - s.num_seed_frames) // s.rollout_every_frames * s.rollout_batch
     for done in range(1, times + 1):
         for _ in range(rollouts):
-            imagined.add(dreamt)
+            imagined.add(rollout)
         if done in (1, times):
             seconds = measure.repeated(lambda: imagined.sample(BATCH), "cpu", SAMPLES, 0.0)._asdict()
             yield {
@@ -114,7 +114,7 @@ def report(values: dict[str, Any]) -> str:
     ]
     first = values["dreams"][0]
     base = first["dream_s"]["median"] / first["horizon"]
-    dreamt = [
+    dreams = [
         [str(row["horizon"]), duration(time), f"{time / row['horizon'] / base:.2f}"]
         for row in values["dreams"]
         for time in [row["dream_s"]["median"]]
@@ -123,7 +123,7 @@ def report(values: dict[str, Any]) -> str:
         [
             table(("frames in the replay", "memory", "mapped file", *kinds), real),
             table(("rollouts so far", "decisions held", "memory", kinds[0]), imagined),
-            table(("horizon", "a batch of dreams", "per frame, of the first"), dreamt),
+            table(("horizon", "a batch of dreams", "per frame, of the first"), dreams),
         ]
     )
 

@@ -38,9 +38,9 @@ def read(overrides: Sequence[str]) -> tuple[Options, Settings, list[str]]:
         UserError: a key or a value that does not exist.
     """
     own = {field.name for field in dataclasses.fields(Options)}
-    mine = [word for word in overrides if word.split("=")[0].split(".")[0] in own]
-    of_run = [word for word in overrides if word not in mine]
-    options = load_plain(Options, "bench", mine)
-    if options.peer != "none" and not any(word.startswith("preset=") for word in of_run):
+    of_bench = [override for override in overrides if override.split("=")[0].split(".")[0] in own]
+    of_run = [override for override in overrides if override not in of_bench]
+    options = load_plain(Options, "bench", of_bench)
+    if options.peer != "none" and not any(override.startswith("preset=") for override in of_run):
         of_run = ["preset=paper", *of_run]
     return options, load(of_run), of_run

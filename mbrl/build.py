@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 import envs
-from agents import AGENTS, Agent, Uniform
+from agents import AGENTS, Agent, DrQv2Config, Uniform, value_range
 from mbrl.experiment.run import stream_seed
 from mbrl.experiment.settings import Settings, UserError
 from mbrl.plan.agent import PlanningAgent
@@ -56,6 +56,16 @@ def make_env(settings: Settings) -> envs.PixelEnv:
 ENDLESS = 10**6  # decisions that no dream reaches
 
 
+def without_clone(config: DrQv2Config) -> DrQv2Config:
+    """The config where nothing was demonstrated. Raises UserError: it cannot do without a clone."""
+    if config.ibrl or value_range(config.anchor_schedule)[1] > 0:
+        raise UserError(
+            f"drqv2.ibrl={str(config.ibrl).lower()} drqv2.anchor_schedule={config.anchor_schedule}: with "
+            "demonstrations=0 there is nothing to clone; set demonstrations, or leave both keys out"
+        )
+    return dataclasses.replace(config, bc_updates=0)
+
+
 def make_agent(settings: Settings, env: envs.PixelEnv, device: torch.device) -> Agent:
     """The agent of `settings.agent`. A new one gets its line in `AGENTS`."""
     shape, (action_dim,) = env.observation_space.shape, env.action_space.shape
@@ -67,8 +77,11 @@ def make_agent(settings: Settings, env: envs.PixelEnv, device: torch.device) -> 
     if settings.agent not in AGENTS:
         raise UserError(f"agent={settings.agent} has a file in configs/agents but no line in agents/__init__.py")
     kind = AGENTS[settings.agent]
+    config = decided(getattr(settings, kind.section), device)
+    if isinstance(config, DrQv2Config) and not settings.demonstrations:
+        config = without_clone(config)
     try:
-        return kind.agent(shape, action_dim, decided(getattr(settings, kind.section), device), device, seed)
+        return kind.agent(shape, action_dim, config, device, seed)
     except ValueError as error:
         raise UserError(f"image_size={settings.image_size}: {error}") from error
 

@@ -16,8 +16,8 @@ import envs
 from agents import Agent
 from mbrl.experiment.episodes import EpisodeStore
 from mbrl.experiment.run import Run, stream_seed
-from mbrl.replay import Episode, ReplayBuffer
-from world_model import Origin
+from mbrl.replay import ReplayBuffer
+from world_model import Episode, Origin
 
 ATTEMPTS = 10  # episodes a demonstration; the experts of the paper's six tasks succeed nearly every time
 
@@ -138,6 +138,11 @@ class Collector:
     @property
     def between_episodes(self) -> bool:
         return self._recorder.over
+
+    @property
+    def demonstrations(self) -> int:
+        """How many of the episodes on disk were demonstrated; they are the first."""
+        return self.stored - self._played
 
     def add(self, episode: Episode) -> None:
         """Keep an episode, on disk and in the replay buffer."""

@@ -10,7 +10,7 @@ from typing import Any
 from agents import DreamerV3, StreamBatch
 from mbrl.experiment.checkpoints import Checkpoint
 from mbrl.experiment.run import Run, stream_seed
-from mbrl.experiment.session import Session
+from mbrl.session import Session
 from mbrl.validate import validate_dreamer
 
 

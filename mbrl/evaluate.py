@@ -24,7 +24,7 @@ from mbrl.experiment.run import CHECKPOINTS, run_folder, stored_settings, stream
 from mbrl.experiment.settings import Settings, UserError, load, pick_device, typed_keys
 from mbrl.experiment.video import side_by_side, write_gif
 from mbrl.plan.agent import PlanningAgent, plan_for_rewards
-from mbrl.replay import Episode
+from world_model import Episode
 
 SHOWN = 3  # episodes in a video
 PLANNING = ("planner", "planning")

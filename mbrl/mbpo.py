@@ -3,7 +3,7 @@
 A DrQ-v2 agent learns from a real replay buffer and from an imagined one that the world model fills with short rollouts
 from real states; the world model, its reward head included, is fine-tuned on the real data as it comes in.
 Sources: iVideoGPT (Wu et al., arXiv 2405.15223, section 4.3 and appendix A.5), MBPO (Janner et al., arXiv 1906.08253),
-DrQ-v2 (Yarats et al., arXiv 2107.09645). What is not special to MBPO is in `mbrl/experiment/session.py`.
+DrQ-v2 (Yarats et al., arXiv 2107.09645). What is not special to MBPO is in `mbrl/session.py`.
 """
 
 from typing import Any
@@ -14,9 +14,9 @@ from tqdm import trange
 from agents import Agent, TransitionBatch
 from mbrl.experiment.checkpoints import Checkpoint
 from mbrl.experiment.run import Run, stream_seed
-from mbrl.experiment.session import Session
 from mbrl.replay import ReplayBuffer
 from mbrl.rollout import dream
+from mbrl.session import Session
 from mbrl.world_training import WorldTraining
 
 
@@ -30,8 +30,8 @@ class MBPO:
         self.imagined: ReplayBuffer = self.session.make_buffer("imagined", decisions, s.rollout_horizon)
         self.generator = torch.Generator(device).manual_seed(stream_seed(s.seed, "dreams"))
         # The two keys count in different clocks: frames of dreams, and frames between two batches of them.
-        dreamt = s.rollout_batch * s.rollout_horizon * s.action_repeat
-        window = s.imagined_buffer_frames * s.rollout_every_frames // dreamt
+        imagined_frames = s.rollout_batch * s.rollout_horizon * s.action_repeat
+        window = s.imagined_buffer_frames * s.rollout_every_frames // imagined_frames
         run.progress.write(f"the imagined buffer holds the dreams of the last {window:,} frames")
         self.initialised = False  # whether the first training of the world model and the first dreams are done
         self.imagines = s.real_ratio < 1  # otherwise nothing would learn from dreams: the world model stays as it is

@@ -10,8 +10,8 @@ from typing import Any
 
 from mbrl.experiment.checkpoints import Checkpoint
 from mbrl.experiment.run import Run
-from mbrl.experiment.session import Session
 from mbrl.plan.agent import PlanningAgent, plan_for_rewards
+from mbrl.session import Session
 from mbrl.world_training import WorldTraining
 
 

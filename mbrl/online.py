@@ -4,7 +4,7 @@ The same environments, protocols and evaluation as MBPO (`mbrl/mbpo.py`), so tha
 """
 
 from mbrl.experiment.run import Run
-from mbrl.experiment.session import Session
+from mbrl.session import Session
 
 
 class Online:

@@ -22,26 +22,11 @@ import torch
 from torch import Tensor
 
 from agents import StreamBatch, TransitionBatch
-from world_model import Clips, Origin
+from world_model import Clips, Episode, Origin
 
 
 class ReplayError(ValueError):
     """An episode that does not fit the buffer, or a sample that the buffer cannot give."""
-
-
-class Episode(NamedTuple):
-    """One episode, or one imagined rollout, of T decisions.
-
-    `prefix` real frames precede that of the first decision, so that a rollout can begin from a full frame stack.
-    """
-
-    frames: np.ndarray  # uint8 (P + T + 1, C, H, W)
-    actions: np.ndarray  # float32 (T, A)
-    rewards: np.ndarray  # float32 (T,)
-    terminated: bool  # ended by the task itself; False for a time limit or the end of a rollout
-    prefix: int = 0
-    successes: np.ndarray | None = None  # float32 (T,), 1.0 where the decision touched success; None: not recorded
-    seed: int | None = None  # of the simulator's reset, for `PixelEnv.replay`; None: not recorded, or imagined
 
 
 class Starts(NamedTuple):

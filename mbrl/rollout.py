@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from agents import Agent
-from mbrl.replay import Episode, ReplayBuffer, Starts
-from world_model import Clips, WorldModel, imagine
+from mbrl.replay import ReplayBuffer, Starts
+from world_model import Clips, Episode, WorldModel, imagine
+from world_model.api import StartOptions
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -71,7 +72,8 @@ def dream(
 
     agent.begin_episode(eval_mode=False)
     context = to_float(starts.frames.to(world.device))
-    imagined = imagine(world, context, policy, horizon, temperature, top_k, generator, starts.origins)
+    options = StartOptions(temperature=temperature, top_k=top_k, generator=generator, origins=starts.origins)
+    imagined = imagine(world, context, policy, horizon, **options)
     assert imagined.rewards is not None, "make_world takes no model without a reward head"
     frames = torch.cat([starts.frames, to_uint8(imagined.frames).cpu()], dim=1).numpy()  # (B, K + H, C, H, W)
     actions, rewards = imagined.actions.float().cpu().numpy(), imagined.rewards.float().cpu().numpy()

@@ -10,7 +10,7 @@ Letters: B dreams, K frames given, A action.
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ import envs
 from envs.wrappers import Snapshot
 from mbrl.rollout import to_float
 from world_model import Clips, Dream, Origin
-from world_model.api import ClipSampler
+from world_model.api import ClipSampler, StartOptions
 
 KEPT = 128  # episodes whose moments are kept, of Meta-world 0.8 MB each
 
@@ -41,6 +41,8 @@ class SimulatorStep:
 
 class SimulatorRollout:
     """B moments of one environment that go on side by side (`world_model.api.Rollout`)."""
+
+    steps_left = None
 
     def __init__(self, env: envs.PixelEnv, given: Tensor, moments: Sequence[Snapshot]) -> None:
         self._env, self._given = env, given
@@ -78,7 +80,7 @@ class SimulatorRollout:
         moments = [moment for moment in self._moments[-1] for _ in range(n)]
         return SimulatorRollout(self._env, self.frames.repeat_interleave(n, 0), moments)
 
-    def fork(self) -> "SimulatorRollout":
+    def fork(self, temperature: float | None = None) -> "SimulatorRollout":
         return SimulatorRollout(self._env, self.frames, self._moments[-1])
 
 
@@ -97,20 +99,14 @@ class SimulatorWorld:
         self._episodes: OrderedDict[tuple[int, bytes], list[Snapshot]] = OrderedDict()
 
     def start(
-        self,
-        context: Tensor,
-        temperature: float = 1.0,
-        top_k: int = 100,
-        generator: torch.Generator | None = None,
-        *,
-        origins: Sequence[Origin] | None = None,
-        horizon: int | None = None,
+        self, context: Tensor, *, horizon: int | None = None, **options: Unpack[StartOptions]
     ) -> SimulatorRollout:
         """Begin at `origins`, B of them; see `world_model.api.WorldModel.start`. Nothing is drawn at random.
 
         Raises:
             ValueError: without origins: frames alone do not say where everything is.
         """
+        origins = options.get("origins")
         if origins is None or len(origins) != len(context):
             raise ValueError("the simulator restores recorded decisions: give an origin for each dream")
         return SimulatorRollout(self._env, context, [self._moment(origin) for origin in origins])

@@ -43,6 +43,8 @@ def gives(settings: Settings) -> str:
     s = settings
     bonus = f"+{s.success_bonus:g} for success" if s.success_bonus else "no bonus for success"
     demonstrations = f"{s.demonstrations} demonstrations" if s.demonstrations else "no demonstrations"
+    if isinstance(s.demonstrations, str):
+        demonstrations = f"the demonstrations of {s.demonstrations}"
     return f"{bonus}, {demonstrations}, {s.num_train_frames:,} frames"
 
 

@@ -7,7 +7,6 @@ Letters: B clips, K context frames, H horizon, C height width of a frame, A acti
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,9 +15,9 @@ from torch import Tensor
 
 from agents import DreamerV3
 from mbrl.experiment.video import dream_grid
-from mbrl.replay import Episode
-from mbrl.rollout import to_float, to_uint8
-from world_model import Clips, Dream, Origin, WorldModel, imagine
+from mbrl.rollout import to_clips, to_float, to_uint8
+from world_model import Clips, Dream, Episode, Origin, WorldModel, imagine
+from world_model.api import StartOptions
 from world_model.data import goal_first
 from world_model.metrics import correlation, moving_errors, psnr
 
@@ -27,32 +26,28 @@ SHOWN = 3  # clips in the video
 SEEN = 5  # frames that a model with a memory sees before it dreams
 
 
-class Windows(NamedTuple):
-    """Windows of held-out episodes."""
+def cut_clips(
+    episodes: Sequence[Episode], count: int, length: int, seed: int
+) -> tuple[Clips, list[Origin] | None] | None:
+    """`count` windows of `length` frames with uint8 frames, and the origins of their first frames where all are known.
 
-    frames: Tensor  # uint8 (B, T, C, H, W)
-    actions: Tensor  # float32 (B, T - 1, A)
-    rewards: Tensor  # float32 (B, T - 1)
-    origins: list[Origin]  # of their first frames; none where a seed is not known
-
-
-def cut_clips(episodes: Sequence[Episode], count: int, length: int, seed: int) -> Windows:
-    """`count` windows of `length` frames; none if no episode is long enough."""
+    None if no episode is long enough.
+    """
     fitting = [episode for episode in episodes if len(episode.frames) >= length]
     if not fitting:
-        return Windows(torch.empty(0), torch.empty(0), torch.empty(0), [])
+        return None
     generator = np.random.default_rng(seed)
     frames, actions, rewards, origins = [], [], [], list[Origin]()
     for i in range(count):
         episode = fitting[i % len(fitting)]
         start = int(generator.integers(len(episode.frames) - length + 1))
         frames.append(episode.frames[start : start + length])
-        actions.append(episode.actions[start : start + length - 1])
-        rewards.append(episode.rewards[start : start + length - 1])
+        actions.append(np.pad(episode.actions[start : start + length - 1], ((0, 1), (0, 0))))
+        rewards.append(np.pad(episode.rewards[start : start + length - 1], (0, 1)))
         if episode.seed is not None:
             origins.append(Origin(episode.seed, episode.actions, start))
-    frames_, actions_, rewards_ = (torch.from_numpy(np.stack(parts)) for parts in (frames, actions, rewards))
-    return Windows(frames_, actions_, rewards_, origins if len(origins) == count else [])
+    clips = Clips(*(torch.from_numpy(np.stack(field)) for field in (frames, actions, rewards)))
+    return clips, origins if len(origins) == count else None
 
 
 @torch.no_grad()
@@ -73,25 +68,28 @@ def validate(
     Without an episode long enough there are no metrics and no video.
     """
     known = world.context_length
-    frames, actions, rewards, firsts = cut_clips(episodes, CLIPS, known + horizon, seed)
-    if not len(frames):
+    cut = cut_clips(episodes, CLIPS, known + horizon, seed)
+    if cut is None:
         return {}, None
-    origins = [origin._replace(decision=origin.decision + known - 1) for origin in firsts] or None
+    segments, firsts = cut
+    origins = firsts and [origin._replace(decision=origin.decision + known - 1) for origin in firsts]
     if goal:
-        frames, actions, rewards = goal_first(frames, actions, rewards)
-    clips = Clips(to_float(frames.to(world.device)), *(pad(field.to(world.device)) for field in (actions, rewards)))
+        segments = segments.map(lambda field: goal_first(field)[0])
+    clips = to_clips(segments, world.device)
     context, true = clips.frames[:, :known], clips.frames[:, known:]
     # actions[:, i] leads to frame i + 1: the first known - 1 lie inside the context.
-    actions, rewards = (field[:, known - 1 :].to(world.device) for field in (actions, rewards))
+    actions, rewards = clips.actions[:, known - 1 : -1], clips.rewards[:, known - 1 : -1]
     generator = torch.Generator(world.device)
 
     def dream_under(actions: Tensor) -> Dream:
-        return imagine(world, context, actions, horizon, temperature, top_k, generator.manual_seed(seed), origins)
+        draws = generator.manual_seed(seed)
+        options = StartOptions(temperature=temperature, top_k=top_k, generator=draws, origins=origins)
+        return imagine(world, context, actions, horizon, **options)
 
     dream, shuffled = dream_under(actions), dream_under(actions.roll(1, 0))
     metrics = compare(true, context[:, -1], rewards, dream.frames, dream.rewards, shuffled.frames)
     metrics |= world.diagnose(clips, dream)
-    return metrics, show(frames[:, known:], rewards, dream.frames, dream.rewards)
+    return metrics, show(segments.frames[:, known:], rewards, dream.frames, dream.rewards)
 
 
 def validate_dreamer(
@@ -101,10 +99,11 @@ def validate_dreamer(
 
     It sees `SEEN` frames of a clip first. Tokens it has none.
     """
-    frames, actions, rewards, _ = cut_clips(episodes, CLIPS, SEEN + agent.config.imagination_length, seed)
-    if not len(frames):
+    cut = cut_clips(episodes, CLIPS, SEEN + agent.config.imagination_length, seed)
+    if cut is None:
         return {}, None
-    frames, actions, rewards = (field.to(agent.device) for field in (frames, actions, rewards[:, SEEN - 1 :]))
+    segments = cut[0].map(lambda field: field.to(agent.device))
+    frames, actions, rewards = segments.frames, segments.actions[:, :-1], segments.rewards[:, SEEN - 1 : -1]
     clips = to_float(frames)
     imagined, predicted = agent.dream(frames[:, :SEEN], actions, seed)
     shuffled, _ = agent.dream(frames[:, :SEEN], actions.roll(1, 0), seed)
@@ -113,11 +112,6 @@ def validate_dreamer(
     metrics = compare(true, last, rewards, imagined, predicted, shuffled)
     metrics["reconstruction_error_ratio"] = moving_errors(reconstruction.float(), true, last).ratio
     return metrics, show(frames[:, SEEN:], rewards, imagined, predicted)
-
-
-def pad(field: Tensor) -> Tensor:
-    """(B, T - 1, ...) -> (B, T, ...): zeros for the step that leads out of a clip."""
-    return torch.cat([field, field.new_zeros(field[:, :1].shape)], dim=1)
 
 
 def compare(

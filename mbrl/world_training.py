@@ -14,9 +14,9 @@ from mbrl.build import make_world
 from mbrl.experiment.background import Background
 from mbrl.experiment.checkpoints import Checkpoint
 from mbrl.experiment.run import stream_seed
-from mbrl.experiment.session import Session
 from mbrl.experiment.settings import UserError
 from mbrl.rollout import RealClips
+from mbrl.session import Session
 from mbrl.validate import validate
 
 LOG_UPDATES = 50  # updates between two lines of the log while the world model is first trained

@@ -1,9 +1,8 @@
 """The planners of `configs/planners/`, by name."""
 
 from agents import PlannerConfig
-from mbrl.experiment.settings import CONFIG_DIR, load
+from mbrl.experiment.settings import CONFIG_DIR, planner_preset
 
 PRESETS: dict[str, PlannerConfig] = {
-    path.stem: load([f"planner={path.stem}", "device=cpu"]).planning
-    for path in sorted((CONFIG_DIR / "planners").glob("*"))
+    path.stem: planner_preset(path.stem) for path in sorted((CONFIG_DIR / "planners").glob("*.yaml"))
 }

@@ -88,7 +88,7 @@ def test_beside_a_peer(typed: Command, tmp_path: Path, peer: tuple[str, str]):
 def test_what_is_wrong_is_one_line(
     typed: Command, tmp_path: Path, peer: tuple[str, str], changed: dict, complaint: str
 ):
-    overrides = dict(word.split("=", 1) for word in (*SMALL, *peer, f"out={tmp_path}/runs")) | changed
+    overrides = dict(override.split("=", 1) for override in (*SMALL, *peer, f"out={tmp_path}/runs")) | changed
     code, _, error = typed(bench.main, *(f"{key}={value}" for key, value in overrides.items()))
     assert code == 2
     assert complaint in error

@@ -7,16 +7,17 @@ import pytest
 
 from mbrl.data import data, scripted
 from mbrl.experiment.settings import UserError, load_plain
-from world_model.data import ClipDataset, DataError, Recording, shard_names, write_shard
+from world_model import Episode
+from world_model.data import ClipDataset, DataError, shard_names, write_shard
 
 
-def recording(episode: int, decisions: int) -> Recording:
+def recording(episode: int, decisions: int) -> Episode:
     """Frames, actions and rewards that say where they belong: episode and index."""
     index = np.arange(decisions + 1)
     frames = np.zeros((decisions + 1, 3, 4, 4), np.uint8)
     frames[:, 0], frames[:, 1] = episode, index[:, None, None]
     actions = np.stack([np.full(decisions, episode), index[:-1]], 1).astype(np.float32)
-    return Recording(frames, actions, (100 * episode + index[:-1]).astype(np.float32))
+    return Episode(frames, actions, (100 * episode + index[:-1]).astype(np.float32))
 
 
 @pytest.fixture
@@ -45,11 +46,11 @@ def test_windows_hold_what_was_recorded_and_stay_inside_an_episode(folder):
 
 
 def test_an_episode_comes_back_whole(folder):
-    for index, (frames, actions, rewards, _) in enumerate([*map(ClipDataset(folder).episode, range(8))]):
+    for index, episode in enumerate([*map(ClipDataset(folder).episode, range(8))]):
         expected = recording(index, 5 + index if index < 4 else 9)
-        np.testing.assert_array_equal(frames, expected.frames)
-        np.testing.assert_array_equal(actions, expected.actions)
-        np.testing.assert_array_equal(rewards, expected.rewards)
+        np.testing.assert_array_equal(episode.frames, expected.frames)
+        np.testing.assert_array_equal(episode.actions, expected.actions)
+        np.testing.assert_array_equal(episode.rewards, expected.rewards)
 
 
 def test_successes_are_kept_and_unknown_where_none_were_recorded(folder):

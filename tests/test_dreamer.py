@@ -18,10 +18,11 @@ from agents.dreamerv3.rssm import State
 from mbrl.dreamer import Dreamer
 from mbrl.evaluate import evaluate
 from mbrl.experiment.run import Run
-from mbrl.experiment.session import Session
 from mbrl.experiment.settings import load
-from mbrl.replay import Episode, ReplayBuffer, ReplayError
+from mbrl.replay import ReplayBuffer, ReplayError
+from mbrl.session import Session
 from mbrl.train import main
+from world_model import Episode
 
 CONFIG = dataclasses.replace(
     load(["agent=dreamerv3", "preset=smoke", "device=cpu"]).dreamerv3,
@@ -277,15 +278,15 @@ def test_settings_that_cannot_be_used(key, value, says):
 
 
 @pytest.mark.parametrize(
-    ("word", "says"),
+    ("override", "says"),
     [
         ("dreamerv3.size=size13m", "dreamerv3: size='size13m' is unknown"),
         ("dreamerv3.train_ration=3", "did you mean 'dreamerv3.train_ratio'"),
         ("image_size=36", "image_size=36: images of 36x36 pixels do not fit"),
     ],
 )
-def test_errors_are_one_line(typed: Command, run_root: Path, word: str, says: str):
-    code, _, line = typed(main, "task=toy/reach", "preset=smoke", *TINY_DREAMER, f"run_root={run_root}", word)
+def test_errors_are_one_line(typed: Command, run_root: Path, override: str, says: str):
+    code, _, line = typed(main, "task=toy/reach", "preset=smoke", *TINY_DREAMER, f"run_root={run_root}", override)
     assert code == 2
     assert says in line
     assert "\n" not in line

@@ -9,8 +9,8 @@ from tiny import tiny, train
 
 from mbrl.dreamer import Dreamer
 from mbrl.experiment.run import Run
-from mbrl.experiment.session import Session
 from mbrl.experiment.settings import load
+from mbrl.session import Session
 
 
 @pytest.fixture

@@ -30,6 +30,7 @@ CONFIG = DrQv2Config(
     stddev_schedule="linear(1.0,0.1,100)",
     stddev_clip=0.3,
     bc_updates=0,
+    bc_stddev_schedule="linear(0.2,0.1,100)",
     bc_schedule="linear(1.0,0.0,10)",
     bc_batch_size=4,
     anchor_schedule="0",

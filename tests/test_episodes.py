@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mbrl.experiment.episodes import EpisodeStore, EpisodeStoreError
-from mbrl.replay import Episode
+from world_model import Episode
 
 
 def episode(number, decisions=5, prefix=0):

@@ -13,11 +13,12 @@ from mbrl.data.data import main as make_data
 from mbrl.experiment.episodes import EpisodeStore, episode_files, read_episodes
 from mbrl.export.export import main
 from mbrl.interop import load
-from world_model.data import ClipDataset, DataError, Recording, SourceOptions, lerobot_writer, make_reader
+from world_model.api import Episode
+from world_model.data import ClipDataset, DataError, SourceOptions, lerobot_writer, make_reader
 from world_model.data.lerobot_writer import write_lerobot
 
 
-def made(count: int = 3, action_dim: int = 2, successes: bool = True) -> list[Recording]:
+def made(count: int = 3, action_dim: int = 2, successes: bool = True) -> list[Episode]:
     """Random pictures, and lengths of 4, 5, 6 ... decisions."""
     generator = np.random.default_rng(0)
 
@@ -25,27 +26,27 @@ def made(count: int = 3, action_dim: int = 2, successes: bool = True) -> list[Re
         return generator.normal(size=shape).astype(np.float32)
 
     return [
-        Recording(
+        Episode(
             generator.integers(0, 256, (steps + 1, 3, 16, 16), dtype=np.uint8),
             numbers(steps, action_dim),
             numbers(steps),
-            (numbers(steps) > 0).astype(np.float32) if successes else None,
+            successes=(numbers(steps) > 0).astype(np.float32) if successes else None,
         )
         for steps in range(4, 4 + count)
     ]
 
 
-def write(folder: Path, episodes: list[Recording]) -> None:
+def write(folder: Path, episodes: list[Episode]) -> None:
     write_lerobot(folder, episodes, camera="observation.image", fps=20, task="push the cup")
 
 
-def read(folder: Path, size: int = 16) -> list[Recording]:
+def read(folder: Path, size: int = 16) -> list[Episode]:
     options = SourceOptions(folder, "x", None, size, "none", 1, True, ())
     reader = make_reader("lerobot", options)
     return [clip() for units in reader.shards(2).values() for _, clip in reader.clips(units)]
 
 
-def check_equal(some: list[Recording], others: list[Recording]) -> None:
+def check_equal(some: list[Episode], others: list[Episode]) -> None:
     assert len(some) == len(others) > 0
     for one, other in zip(some, others, strict=True):
         for name in ("frames", "actions", "rewards", "successes"):

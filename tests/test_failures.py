@@ -30,7 +30,7 @@ def test_a_mistake_on_the_real_command_line(shell: Shell, run_root: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("word", "said"),
+    ("override", "said"),
     [
         ("task=toy/reech", "unknown task 'toy/reech'"),
         ("task=coffee-posh", "did you mean 'coffee-push'"),
@@ -58,8 +58,8 @@ def test_a_mistake_on_the_real_command_line(shell: Shell, run_root: Path) -> Non
         ("world_model.learner.segment_length=30", "30 frames"),
     ],
 )
-def test_a_mistake_gets_one_line_and_can_be_put_right(typed: Command, run_root: Path, word: str, said: str) -> None:
-    code, _, line = typed(train_module.main, *tiny(run_root, "num_train_frames=60", word))
+def test_a_mistake_gets_one_line_and_can_be_put_right(typed: Command, run_root: Path, override: str, said: str) -> None:
+    code, _, line = typed(train_module.main, *tiny(run_root, "num_train_frames=60", override))
     assert code == 2
     assert line.startswith("error: ")
     assert "\n" not in line

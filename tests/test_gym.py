@@ -10,7 +10,7 @@ from tiny import checkpoints, different, tiny, weights
 
 import envs
 from mbrl import evaluate, tasks, train
-from mbrl.experiment.session import Session
+from mbrl.session import Session
 
 DOT = "gym:other_package:other/Dot-v0"
 

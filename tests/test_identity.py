@@ -66,7 +66,7 @@ def test_differences_begin_with_the_keys_that_choose_others() -> None:
 def test_a_newer_key_has_the_value_of_the_runs_own_files() -> None:
     overrides = ["task=door-lock", "preset=small", "agent=drqv2", "protocol=plain"]
     now = to_dict(load([*overrides, "device=cpu"]))
-    old = dict(zip(("task", "preset", "agent", "protocol"), (word.split("=")[1] for word in overrides), strict=True))
+    old: dict[str, Any] = dict(override.split("=") for override in overrides)
     assert with_defaults(old) == now
     assert with_defaults(old | {"drqv2": {"lr": 1.0}, "device": "cuda", "removed": {"x": 1}}) == now | {
         "drqv2": now["drqv2"] | {"lr": 1.0},
@@ -138,7 +138,7 @@ def test_a_finished_run_is_made_longer(finished: Path, run_root: Path, tmp_path:
 
 def test_resume_makes_a_finished_run_longer(typed: Command, finished: Path, run_root: Path) -> None:
     folder, overrides = copy_of(finished, run_root)
-    which = [word for word in overrides if word.split("=")[0] in ("task", "run_root", "num_seed_frames")]
+    which = [override for override in overrides if override.split("=")[0] in ("task", "run_root", "num_seed_frames")]
     assert "is finished: 160 frames" in typed(resume.main, *which)[1]
     assert typed(resume.main, *which, "num_train_frames=200")[0] == 0
     assert (folder / "eval.csv").read_text().splitlines()[-1].startswith("200,")
@@ -174,7 +174,7 @@ def test_a_smoke_run_gives_way_to_a_real_one(finished: Path, run_root: Path) -> 
 def test_a_smoke_run_is_made_beside_a_real_one(run_root: Path) -> None:
     with Run.open(real(run_root)) as run:
         run.save(200, {})
-    folders = [run_folder(load(tiny(run_root, word))) for word in ("variant=", "variant=mine")]
+    folders = [run_folder(load(tiny(run_root, override))) for override in ("variant=", "variant=mine")]
     assert [folder.parent.name for folder in folders] == ["mbpo-smoke", "mbpo-mine"]
     with Run.open(load(tiny(run_root, "variant=mine", "seed=2"))) as run:
         run.save(20, {})

@@ -24,7 +24,8 @@ from mbrl.interop.dream_env import DreamEnv
 from mbrl.interop.recordings import Recordings
 from mbrl.rollout import to_float, to_uint8
 from world_model import IVideoGPT, imagine
-from world_model.data import Recording, write_shard
+from world_model.api import Episode
+from world_model.data import write_shard
 from world_model.onestep import OneStep, OneStepLearning, OneStepWorld
 
 DREAM = "mbrl.interop.dream_env:Dream-v0"
@@ -90,7 +91,7 @@ def test_agents_with_a_memory_and_runs_without_a_model(tmp_path, monkeypatch):
         _ = dreamer.world_model
 
 
-def test_a_run_of_an_older_version_has_the_defaults_of_newer_keys(finished, tmp_path):
+def test_a_run_of_an_older_version_has_the_defaults_of_newer_keys(finished, tmp_path, monkeypatch):
     copy = shutil.copytree(finished, tmp_path / "run")
     newest = checkpoints.latest(copy / "checkpoints")
     parts = {path.name: newest.load(path.name) for path in newest.path.iterdir() if path.name != "manifest.json"}
@@ -99,6 +100,9 @@ def test_a_run_of_an_older_version_has_the_defaults_of_newer_keys(finished, tmp_
     checkpoints.save(copy / "checkpoints", newest.frame, parts)
     obs = np.zeros((9, 32, 32), np.uint8)
     np.testing.assert_array_equal(load(copy).act(obs), load(finished).act(obs))
+    monkeypatch.setitem(sys.modules, "mbrl.experiment.identity", None)
+    with pytest.raises(UserError, match=r"made by another version: .* takes pip install 'ivideogpt-mbrl\[train\]'"):
+        load(copy)
 
 
 def test_what_cannot_be_loaded_is_one_line(tmp_path):
@@ -177,7 +181,7 @@ def test_a_model_and_shards_by_themselves(tmp_path):
     model = IVideoGPT(TOKENIZER, TRANSFORMER, action_dim=3, heads=("reward", "success", "continue"))
     model.save_pretrained(tmp_path / "model")
     frames = np.random.default_rng(0).integers(0, 255, (6, 3, 32, 32), dtype=np.uint8)
-    episode = Recording(frames, np.zeros((5, 3), np.float32), np.zeros(5, np.float32))
+    episode = Episode(frames, np.zeros((5, 3), np.float32), np.zeros(5, np.float32))
     (tmp_path / "data").mkdir()
     write_shard(tmp_path / "data", "x-0", [episode], "x")
     env = DreamEnv(tmp_path / "model", starts=tmp_path / "data")
@@ -196,7 +200,7 @@ def test_starts_that_are_not_like_the_model(finished, tmp_path):
     with pytest.raises(UserError, match="holds no recorded episodes"):
         DreamEnv(model, starts=tmp_path)
     frames = np.zeros((6, 3, 64, 64), np.uint8)
-    write_shard(tmp_path, "x-0", [Recording(frames, np.zeros((5, 4), np.float32), np.zeros(5, np.float32))], "x")
+    write_shard(tmp_path, "x-0", [Episode(frames, np.zeros((5, 4), np.float32), np.zeros(5, np.float32))], "x")
     with pytest.raises(UserError, match="holds 64x64 pixels and actions of 4 numbers, .* dreams of 32x32 and 2"):
         DreamEnv(model, starts=tmp_path)
 

@@ -9,9 +9,9 @@ import torch
 
 import envs
 from mbrl.collector import record
-from mbrl.experiment.session import Session
 from mbrl.replay import ReplayBuffer
 from mbrl.rollout import to_float, to_uint8
+from mbrl.session import Session
 from mbrl.simulator import SimulatorWorld
 from mbrl.validate import validate
 from tests.tiny import different, train

@@ -15,8 +15,8 @@ from mbrl.experiment.settings import UserError, load_plain
 from mbrl.predict import predict
 from mbrl.pretrain import pretrain
 from mbrl.pretrain.models import make_model, sizes
-from world_model import IVideoGPT, TokenizerConfig, TransformerConfig, WeightsError
-from world_model.data import ClipDataset, DataError, Recording, write_shard
+from world_model import Episode, IVideoGPT, TokenizerConfig, TransformerConfig, WeightsError
+from world_model.data import ClipDataset, DataError, write_shard
 from world_model.ivideogpt.learner import WorldModelLearner
 from world_model.ivideogpt.weights import TRANSFORMER_FILE, read_configs, read_heads
 
@@ -60,7 +60,7 @@ def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     generator = torch.Generator().manual_seed(0)
     episodes = [
-        Recording(
+        Episode(
             torch.randint(0, 256, (8, 3, 64, 64), dtype=torch.uint8, generator=generator).numpy(),
             torch.randn(7, 4, generator=generator).numpy(),
             torch.randn(7, generator=generator).numpy(),

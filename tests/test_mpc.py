@@ -6,9 +6,9 @@ import torch
 from tiny import Command, checkpoints, different, tiny, train
 
 from mbrl import evaluate
-from mbrl.experiment.session import Session
 from mbrl.experiment.settings import UserError
 from mbrl.plan.agent import PlanningAgent
+from mbrl.session import Session
 from mbrl.train import main
 
 PLANNING = ("planning.samples=6", "planning.iterations=2", "planning.elites=2", "planning.kept=1",

@@ -5,8 +5,9 @@ import torch
 
 from mbrl.build import make_agent, make_env, make_world
 from mbrl.experiment.settings import load
-from mbrl.replay import Episode, ReplayBuffer
+from mbrl.replay import ReplayBuffer
 from mbrl.rollout import dream, to_clips, to_float
+from world_model import Episode
 
 
 def test_one_of_everything():

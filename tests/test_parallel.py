@@ -9,8 +9,8 @@ import torch.distributed as dist
 from tiny_world import LEARNER, make_clips, make_model
 from together import together, without_dropout
 
-from mbrl.replay import Episode
 from mbrl.validate import validate
+from world_model import Episode
 from world_model.ivideogpt import parallel
 from world_model.ivideogpt.adversary import DiscriminatorConfig
 from world_model.ivideogpt.config import TokenClips

@@ -12,9 +12,9 @@ from tiny_world import LEARNER, TOKENIZER, TRANSFORMER, make_model
 from mbrl.experiment.settings import UserError, load_plain
 from mbrl.predict import predict
 from mbrl.pretrain.models import note_held_out
-from world_model import IVideoGPT, WeightsError
+from world_model import Episode, IVideoGPT, WeightsError
 from world_model.api import Clips
-from world_model.data import ClipDataset, DataError, Recording, goal_first, write_shard
+from world_model.data import ClipDataset, DataError, goal_first, write_shard
 from world_model.ivideogpt.learner import WorldModelLearner
 from world_model.metrics.fvd import FILE
 
@@ -22,13 +22,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning") 
 SIDE, FRAMES = 32, 5
 
 
-def square(direction: tuple[int, int]) -> Recording:
+def square(direction: tuple[int, int]) -> Episode:
     """A square that rests in the middle for two frames and then leaves: only the last frame tells where to."""
     frames = np.full((FRAMES, 3, SIDE, SIDE), 50, np.uint8)
     for t in range(FRAMES):
         y, x = (12 + 3 * max(0, t - 1) * d for d in direction)
         frames[t, :, y : y + 8, x : x + 8] = 220
-    return Recording(frames, np.zeros((FRAMES - 1, 0), np.float32), np.zeros(FRAMES - 1, np.float32))
+    return Episode(frames, np.zeros((FRAMES - 1, 0), np.float32), np.zeros(FRAMES - 1, np.float32))
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def overrides(model, data, *more) -> list[str]:
         "horizon": 3,
         "device": "cpu",
         "precision": "fp32",
-    } | dict(word.split("=", 1) for word in more)
+    } | dict(override.split("=", 1) for override in more)
     return [f"{key}={value}" for key, value in merged.items()]
 
 
@@ -131,7 +131,7 @@ def tiny(tmp_path_factory):
     folder, generator = tmp_path_factory.mktemp("tiny"), np.random.default_rng(0)
     make_model().save_pretrained(folder / "model")
     episodes = [
-        Recording(
+        Episode(
             generator.integers(0, 256, (16, 3, 32, 32), dtype=np.uint8),
             generator.normal(size=(15, 3)).astype(np.float32),
             np.arange(15, dtype=np.float32),
@@ -314,7 +314,7 @@ def test_models_and_data_that_do_not_fit(squares, tiny, trained, tmp_path):
     with pytest.raises(UserError, match=r"wants 3 action numbers, .* has 0"):
         made(tiny[0], squares)
     (large := tmp_path / "large").mkdir()
-    write_shard(large, "large", [Recording(np.zeros((9, 3, 64, 64), np.uint8), np.zeros((8, 3)), np.zeros(8))], "large")
+    write_shard(large, "large", [Episode(np.zeros((9, 3, 64, 64), np.uint8), np.zeros((8, 3)), np.zeros(8))], "large")
     with pytest.raises(UserError, match=r"has frames \(3, 64, 64\), .* wants \(3, 32, 32\)"):
         made(tiny[0], large)
     (tmp_path / "tokenizer").symlink_to(trained / "tokenizer")

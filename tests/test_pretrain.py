@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -12,13 +13,13 @@ from mbrl.experiment.run import RunFinished, lock_folder
 from mbrl.experiment.settings import load_plain
 from mbrl.pretrain import pretrain
 from mbrl.pretrain.models import held_out_every
-from world_model import IVideoGPT
-from world_model.data import ClipDataset, Recording, write_shard
+from world_model import Episode, IVideoGPT
+from world_model.data import ClipDataset, write_shard
 from world_model.ivideogpt.learner import WorldModelLearner
 from world_model.ivideogpt.weights import read_heads
 
 
-def moving_square(seed: int, decisions: int = 15, size: int = 64) -> Recording:
+def moving_square(seed: int, decisions: int = 15, size: int = 64) -> Episode:
     """A square that moves as the action says; its column is the reward."""
     generator = np.random.default_rng(seed)
     place = generator.integers(8, size - 16, 2)
@@ -31,7 +32,7 @@ def moving_square(seed: int, decisions: int = 15, size: int = 64) -> Recording:
         place = np.clip(place + step, 0, size - 8)
         actions.append([*(step / 3), 0, 0])
         rewards.append(place[1] / size)
-    return Recording(np.stack(frames), np.array(actions[:-1], np.float32), np.array(rewards[:-1], np.float32))
+    return Episode(np.stack(frames), np.array(actions[:-1], np.float32), np.array(rewards[:-1], np.float32))
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +59,16 @@ def overrides(data, out, *more):
         "learner.tokenizer_batch_size": 2,
         "learner.tokenizer_span": 12,
         "learner.quantize_after": 1,
-    } | dict(word.split("=", 1) for word in more)
+    } | dict(override.split("=", 1) for override in more)
     return [f"{key}={value}" for key, value in merged.items()]
+
+
+@pytest.fixture(scope="module")
+def pretrained(data, tmp_path_factory):
+    """The folder of a pre-training that ended well; to be copied."""
+    out = tmp_path_factory.mktemp("pretrained") / "out"
+    pretrain.main(overrides(data, out))
+    return out
 
 
 def final_weights(folder):
@@ -68,8 +77,7 @@ def final_weights(folder):
 
 
 @pytest.mark.parametrize("after", [3, 5])
-def test_a_killed_pre_training_continues_bit_for_bit(data, tmp_path, monkeypatch, after):
-    pretrain.main(overrides(data, tmp_path / "whole"))
+def test_a_killed_pre_training_continues_bit_for_bit(data, pretrained, tmp_path, monkeypatch, after):
     update, done = WorldModelLearner.update, 0
 
     def killed(*arguments):
@@ -84,7 +92,7 @@ def test_a_killed_pre_training_continues_bit_for_bit(data, tmp_path, monkeypatch
         with pytest.raises(KeyboardInterrupt):
             pretrain.main(overrides(data, tmp_path / "cut"))
     pretrain.main(overrides(data, tmp_path / "cut"))
-    whole, cut = final_weights(tmp_path / "whole"), final_weights(tmp_path / "cut")
+    whole, cut = final_weights(pretrained), final_weights(tmp_path / "cut")
     assert all(torch.equal(value, cut[name]) for name, value in whole.items())
     updates = [json.loads(line)["frame"] for line in (tmp_path / "cut/metrics.jsonl").read_text().splitlines()]
     assert updates == sorted(updates)
@@ -121,7 +129,7 @@ def test_clips_without_actions_with_the_goal_first(data, tmp_path, typed):
     episodes = [ClipDataset(data).episode(i) for i in range(20)]
     (folder := tmp_path / "data").mkdir()
     for name in ("bridge", "sthsth"):
-        free = [Recording(e.frames, e.actions[:, :0], e.rewards) for e in episodes]
+        free = [Episode(e.frames, e.actions[:, :0], e.rewards) for e in episodes]
         write_shard(folder, name, free, name)
     out = tmp_path / "out"
     code, _, error = typed(pretrain.main, *overrides(folder, out, "goal=true", "mixture=paper"))
@@ -135,7 +143,7 @@ def test_clips_without_actions_with_the_goal_first(data, tmp_path, typed):
 
 
 @pytest.mark.parametrize(
-    ("word", "said"),
+    ("override", "said"),
     [
         ("data=nowhere", "nowhere holds no train episodes"),
         ("sharded=true", "learner.embed_codes=true needs whole embeddings"),
@@ -154,16 +162,15 @@ def test_clips_without_actions_with_the_goal_first(data, tmp_path, typed):
         ("learner.segment_length=30", "has 30 frames"),
     ],
 )
-def test_bad_input_gets_one_line(data, tmp_path, typed, word, said):
-    code, _, error = typed(pretrain.main, *overrides(data, tmp_path / "out", word))
+def test_bad_input_gets_one_line(data, tmp_path, typed, override, said):
+    code, _, error = typed(pretrain.main, *overrides(data, tmp_path / "out", override))
     assert code == 2
     assert said in error
     assert "\n" not in error
 
 
-def test_a_folder_of_another_pre_training_is_refused(data, tmp_path, typed):
-    pretrain.main(overrides(data, tmp_path / "out"))
-    code, _, error = typed(pretrain.main, *overrides(data, tmp_path / "out", "seed=2", "transformer_updates=5"))
+def test_a_folder_of_another_pre_training_is_refused(data, pretrained, typed):
+    code, _, error = typed(pretrain.main, *overrides(data, pretrained, "seed=2", "transformer_updates=5"))
     assert code == 2
     assert "seed was 1, is 2" in error
 
@@ -209,9 +216,9 @@ def test_cached_tokens_follow_the_tokenizer(data, tmp_path):
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-9] + bytes([b[-9] ^ 1]) + b[-8:], lambda b: b[:-9]])
-def test_damaged_cached_tokens_are_made_again(data, tmp_path, damage):
+def test_damaged_cached_tokens_are_made_again(data, pretrained, tmp_path, damage):
     out, cache = tmp_path / "out", tmp_path / "out/tokens.safetensors"
-    pretrain.main(overrides(data, out))
+    shutil.copytree(pretrained, out)
     whole = {name: value.clone() for name, value in load_file(cache).items()}  # not mapped to the file
     cache.write_bytes(damage(cache.read_bytes()))
     more = overrides(data, out, "transformer_updates=4")
@@ -233,7 +240,6 @@ def test_the_folder_is_free_however_a_pre_training_ends(data, tmp_path, monkeypa
     assert caught.traceback
 
 
-def test_no_empty_tables(data, tmp_path):
-    pretrain.main(overrides(data, tmp_path / "out"))
-    tables = [path for path in (tmp_path / "out").glob("*.csv") if len(list(csv.reader(path.open()))) < 2]
+def test_no_empty_tables(pretrained):
+    tables = [path for path in pretrained.glob("*.csv") if len(list(csv.reader(path.open()))) < 2]
     assert tables == []

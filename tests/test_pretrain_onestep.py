@@ -11,7 +11,8 @@ from tiny import train
 from mbrl.predict import predict
 from mbrl.pretrain import onestep, pretrain
 from mbrl.pretrain.models import held_out_every
-from world_model.data import Recording, write_shard
+from world_model import Episode
+from world_model.data import write_shard
 from world_model.onestep import OneStep, OneStepWorld
 
 
@@ -36,7 +37,7 @@ def overrides(data, out, *more):
         "onestep.steps": 2,
         "onestep.batch_size": 4,
         "onestep.updates": 6,
-    } | dict(word.split("=", 1) for word in more)
+    } | dict(override.split("=", 1) for override in more)
     return [f"{key}={value}" for key, value in merged.items()]
 
 
@@ -115,7 +116,7 @@ def test_an_agent_begins_from_it(tmp_path, run_root):
     generator = np.random.default_rng(0)
     (recorded := tmp_path / "data").mkdir()
     episodes = [
-        Recording(generator.integers(0, 256, (9, 3, 32, 32), np.uint8), np.zeros((8, 2), np.float32), np.zeros(8))
+        Episode(generator.integers(0, 256, (9, 3, 32, 32), np.uint8), np.zeros((8, 2), np.float32), np.zeros(8))
         for _ in range(20)
     ]
     write_shard(recorded, "noise", episodes, "noise")
@@ -162,7 +163,7 @@ def test_the_rate_falls_along_half_a_cosine(data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("word", "said"),
+    ("override", "said"),
     [
         ("goal=true", "kind=onestep does not read goal; leave it out"),
         ("schedule=paper-tokenizer", "kind=onestep does not read schedule"),
@@ -173,8 +174,8 @@ def test_the_rate_falls_along_half_a_cosine(data, tmp_path):
         ("onestep.wdith=8", "did you mean 'onestep.width'"),
     ],
 )
-def test_bad_input_gets_one_line(data, tmp_path, typed, word, said):
-    code, _, error = typed(pretrain.main, *overrides(data, tmp_path / "out", word))
+def test_bad_input_gets_one_line(data, tmp_path, typed, override, said):
+    code, _, error = typed(pretrain.main, *overrides(data, tmp_path / "out", override))
     assert code == 2
     assert said in error
     assert "\n" not in error.strip()

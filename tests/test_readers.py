@@ -11,17 +11,8 @@ import pytest
 from mbrl.data import data
 from mbrl.experiment.settings import UserError, load_plain
 from mbrl.pretrain.mixture import load_mixture, weights
-from world_model.data import (
-    BROKEN,
-    ClipDataset,
-    DataError,
-    Recording,
-    SourceOptions,
-    make_reader,
-    rlds,
-    shard_names,
-    write_shard,
-)
+from world_model import Episode
+from world_model.data import BROKEN, ClipDataset, DataError, SourceOptions, make_reader, rlds, shard_names, write_shard
 from world_model.data.source import fit
 from world_model.data.tfrecord import examples, masked_crc32c
 
@@ -51,7 +42,7 @@ def options(source: str, **changes) -> SourceOptions:
     return plain._replace(**changes)
 
 
-def read(source: str, **changes) -> dict[str, Recording]:
+def read(source: str, **changes) -> dict[str, Episode]:
     """All clips of a fixture by name, or the test is skipped."""
     for package in FIXTURES[source][1]:
         pytest.importorskip(package)
@@ -65,7 +56,7 @@ def test_a_reader_gives_what_was_written(source):
     clips = sorted(read(source).values(), key=lambda clip: clip.frames[0, 0].mean())  # the red of an episode
     assert len(clips) >= 2
     for episode, clip in enumerate([clips[0], clips[-1]]):
-        frames, actions, rewards, successes = clip
+        frames, actions, rewards = clip.frames, clip.actions, clip.rewards
         assert frames.dtype == np.uint8
         assert frames.shape[1:] == (3, 16, 16)
         steps = len(frames) - 1
@@ -129,7 +120,7 @@ def test_steps_join_actions_and_add_rewards():
 
 
 def test_clips_that_do_not_fit_together_are_refused():
-    make, frames = options("npz").recording, np.zeros((4, 16, 16, 3), np.uint8)
+    make, frames = options("npz").episode, np.zeros((4, 16, 16, 3), np.uint8)
     with pytest.raises(ValueError, match="has 1 frames with step=1"):
         make(frames[:1])
     with pytest.raises(ValueError, match="has 2 actions, but 3 steps"):
@@ -243,8 +234,8 @@ def test_a_damaged_clip_is_left_out_and_named(tmp_path, typed):
     assert (out / "toy-00000.npy").stat().st_mtime_ns == made
 
 
-def settings(*typed_words: str) -> data.DataSettings:
-    return load_plain(data.DataSettings, "data", typed_words)
+def settings(*overrides: str) -> data.DataSettings:
+    return load_plain(data.DataSettings, "data", overrides)
 
 
 @pytest.mark.parametrize(
@@ -354,7 +345,7 @@ def test_a_folder_made_before_episodes_were_left_out_is_refused(tmp_path):
 def test_clips_are_drawn_by_weight(tmp_path):
     for name, count in (("a", 8), ("b", 1), ("c", 1)):
         frames = np.full((6, 3, 4, 4), ord(name), np.uint8)
-        write_shard(tmp_path, name, [Recording(frames, np.zeros((5, 0)), np.zeros(5))] * count, name)
+        write_shard(tmp_path, name, [Episode(frames, np.zeros((5, 0)), np.zeros(5))] * count, name)
     dataset = ClipDataset(tmp_path, weights={"a": 1.0, "b": 3.0, "absent": 2.0})
     drawn = dataset.sample(4000, 3, np.random.default_rng(0)).frames[:, 0, 0, 0, 0]
     assert set(drawn.tolist()) == {ord("a"), ord("b")}

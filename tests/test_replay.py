@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from mbrl.replay import Episode, ReplayBuffer, ReplayError
+from mbrl.replay import ReplayBuffer, ReplayError
+from world_model import Episode
 
 SHAPE = (3, 2, 2)  # of a frame
 

@@ -18,7 +18,7 @@ from tiny import different, train, weights
 from mbrl import rollout
 from mbrl.collector import Collector
 from mbrl.experiment import checkpoints as checkpoints_module
-from mbrl.experiment.session import Session
+from mbrl.session import Session
 from world_model.ivideogpt.learner import WorldModelLearner
 
 EVERY = 40  # checkpoint_every_frames of a tiny run

@@ -97,7 +97,7 @@ def test_a_damaged_run_is_named(typed: Command, run_root: Path, text: str, said:
 
 
 def test_mistakes_get_one_line(typed: Command, runs: Path) -> None:
-    for word, said in (
+    for override, said in (
         ("runs=[nowhere]", "nowhere: there is no run and no file of results"),
         ("runs=[nowhere/*]", "nowhere/*: there is no run"),
         (f"runs=[{runs}/hammer/mbpo/1/config.yaml]", "is no file of results known here"),
@@ -108,8 +108,8 @@ def test_mistakes_get_one_line(typed: Command, runs: Path) -> None:
         ("reps=1", "reps=1 is out of range"),
         ("expert=dreamerv3", "did you mean 'export'?"),
     ):
-        code, _, error = typed(main, *overrides(runs), word)
-        assert code == 2, word
+        code, _, error = typed(main, *overrides(runs), override)
+        assert code == 2, override
         assert said in error
         assert len(error.splitlines()) == 1
 

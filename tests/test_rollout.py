@@ -18,13 +18,13 @@ from mbrl import mbpo
 from mbrl.collector import Collector
 from mbrl.evaluate import Evaluation
 from mbrl.experiment.run import Run, stream_seed
-from mbrl.experiment.session import Session
 from mbrl.experiment.settings import load
 from mbrl.mbpo import MBPO
-from mbrl.replay import Episode, ReplayBuffer, Starts
+from mbrl.replay import ReplayBuffer, Starts
 from mbrl.rollout import dream, to_float, to_uint8
+from mbrl.session import Session
 from mbrl.validate import CLIPS, cut_clips, validate
-from world_model import Clips, Dream
+from world_model import Clips, Dream, Episode
 from world_model.api import FrameRollout
 
 SIZE, STACK, HORIZON = 4, 3, 5
@@ -260,10 +260,12 @@ def test_validation_dreams_under_the_actions_that_were_taken() -> None:
     assert len(grid) == HORIZON
 
     known = learner.context_length
-    frames, actions, rewards, origins = cut_clips(episodes, CLIPS, known + HORIZON, seed=0)
+    cut = cut_clips(episodes, CLIPS, known + HORIZON, seed=0)
+    assert cut is not None
+    frames, actions, rewards = cut[0].frames, cut[0].actions[:, :-1], cut[0].rewards[:, :-1]
     assert actions.equal(frames[:, :-1, :2, 0, 0].float())
     assert rewards.equal(10 * actions[..., 0])
-    assert origins == [], "episodes without a seed have none"
+    assert cut[1] is None, "episodes without a seed have no origins"
     assert {int(clip[0, 0, 0, 0]) % 12 for clip in frames} == {0, 5}, "every episode long enough is used"
     taken, shuffled = torch.stack(learner.actions, dim=1).split(HORIZON, dim=1)
     assert taken[:, 0, 0].equal(frames[:, known - 1, 0, 0, 0].float()), "it belongs to the last known frame"

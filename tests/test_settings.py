@@ -154,7 +154,7 @@ def test_a_mistake_gets_one_line(overrides: list[str], line: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "limit"),
+    ("override", "limit"),
     [
         ("drqv2.critic_target_tau=2", "at most 1"),
         ("drqv2.critic_target_tau=0", "more than 0"),
@@ -184,9 +184,9 @@ def test_a_mistake_gets_one_line(overrides: list[str], line: str) -> None:
         ("planning.momentum=1.0", "less than 1"),
     ],
 )
-def test_a_number_out_of_its_range(word: str, limit: str) -> None:
-    with pytest.raises(UserError, match=rf"{word.split('=')[0]}.* is out of range: it must be {limit}"):
-        load(["preset=smoke", word])
+def test_a_number_out_of_its_range(override: str, limit: str) -> None:
+    with pytest.raises(UserError, match=rf"{override.split('=')[0]}.* is out of range: it must be {limit}"):
+        load(["preset=smoke", override])
 
 
 def test_a_list_of_another_length() -> None:

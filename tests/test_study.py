@@ -13,16 +13,16 @@ from mbrl.predict.predict import Prediction, PredictSettings
 from mbrl.pretrain.models import make_model, sizes
 from mbrl.study import study
 from mbrl.study.efficiency import kept_for_backward, variants
-from world_model import IVideoGPT, TokenizerConfig
+from world_model import Episode, IVideoGPT, TokenizerConfig
 from world_model.api import Clips
-from world_model.data import ClipDataset, Recording, write_shard
+from world_model.data import ClipDataset, write_shard
 from world_model.ivideogpt.per_frame import PerFrameGPT
 from world_model.ivideogpt.weights import TOKENIZER_FILE, TRANSFORMER_FILE
 
 FRAMES, SIDE = 7, 64
 
 
-def moving_bar(seed: int) -> Recording:
+def moving_bar(seed: int) -> Episode:
     """A bar that moves to the right by what the action says."""
     generator = np.random.default_rng(seed)
     steps = generator.integers(1, 7, FRAMES - 1)
@@ -32,7 +32,7 @@ def moving_bar(seed: int) -> Recording:
         frame[:, :, place : place + 12] = 200
     actions = np.zeros((FRAMES - 1, 4), np.float32)
     actions[:, 0] = steps / 6
-    return Recording(frames, actions, actions[:, 0].copy())
+    return Episode(frames, actions, actions[:, 0].copy())
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +197,7 @@ def test_errors_are_one_line(data, tmp_path, typed):
         (["study=efficiency", "tokenizer_updates=50"], "after learner.quantize_after=100 updates and has 50"),
     ):
         given = dict(data=data, out=tmp_path, device="cpu", horizon=3) | {"learner.tokenizer_span": 5}
-        given |= {"learner.segment_length": 5} | dict(word.split("=") for word in overrides)
+        given |= {"learner.segment_length": 5} | dict(override.split("=") for override in overrides)
         code, _, error = typed(study.main, *(f"{key}={value}" for key, value in given.items()))
         assert code == 2
         assert said in error

@@ -32,21 +32,18 @@ def test_the_table_is_true_of_its_simulators(task):
     env.close()
 
 
-def test_which_tasks_of_dm_control_have_an_end_of_their_own():
-    """Only those of lqr; they cannot be made, so that `terminates` holds for the whole suite."""
+def test_lqr_of_dm_control_is_left_out_because_it_alone_ends_and_has_no_bounds():
+    """So `terminates` holds for the whole suite, and every action can be scaled to [-1, 1]."""
     envs.make("dm_control/reacher-easy").close()  # chooses the OpenGL backend before dm_control is imported
     from dm_control import suite
     from dm_control.suite.base import Task
 
-    ending = {
-        f"{domain}-{task}"
-        for domain, task in suite.ALL_TASKS
-        if type(suite.load(domain, task).task).get_termination is not Task.get_termination
-    }
-    assert ending == {"lqr-lqr_2_1", "lqr-lqr_6_2"}
-    for task in ("lqr-lqr-2-1", "lqr-lqr-6-2"):
-        with pytest.raises(envs.InvalidSetting, match="has actions without bounds"):
-            envs.make(f"dm_control/{task}")
+    tasks = {f"{domain}-{task}": suite.load(domain, task) for domain, task in suite.ALL_TASKS}
+    ending = {name for name, env in tasks.items() if type(env.task).get_termination is not Task.get_termination}
+    unbounded = {name for name, env in tasks.items() if (env.action_spec().maximum > 1e3).any()}
+    assert ending == unbounded == {"lqr-lqr_2_1", "lqr-lqr_6_2"}
+    with pytest.raises(envs.UnknownTask):
+        envs.make("dm_control/lqr-lqr-2-1")
 
 
 def test_suite_of_a_task():

@@ -36,7 +36,7 @@ def test_lists_are_multiplied_seed_by_seed(tmp_path: Path, monkeypatch: pytest.M
     assert folders() == ["coffee-push/mbpo/1"]
 
 
-def test_every_run_gets_all_other_words() -> None:
+def test_every_run_gets_all_other_overrides() -> None:
     overrides = ["task=hammer", "seed=1-2", *COMMON, "drqv2.stddev_schedule=linear(1.0,0.1,500)", "variant="]
     _, [run, _] = plan(overrides)
     assert run.overrides == ("seed=1", "task=hammer", *overrides[2:])
@@ -57,7 +57,7 @@ def test_gpus_are_taken_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "said"),
+    ("override", "said"),
     [
         ("seed=1-", "seed=1-: write seeds as 1-5"),
         ("seed=5-1", "names no seed"),
@@ -69,8 +69,8 @@ def test_gpus_are_taken_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
         ("batch_size=32,64", "one value at a time"),
     ],
 )
-def test_mistakes_are_found_before_anything_runs(typed: Command, run_root: Path, word: str, said: str) -> None:
-    code, _, error = typed(main, *COMMON, f"run_root={run_root}", word)
+def test_mistakes_are_found_before_anything_runs(typed: Command, run_root: Path, override: str, said: str) -> None:
+    code, _, error = typed(main, *COMMON, f"run_root={run_root}", override)
     assert code == 2
     assert said in error
     assert not run_root.exists()

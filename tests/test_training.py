@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 from tiny import Command, Shell, checkpoints, different, tiny, train, weights
 
-from agents import Agent, DrQv2, TransitionBatch
+from agents import Agent, DrQv2, Noisy, TransitionBatch, Uniform
 from mbrl import evaluate, resume
 from mbrl.experiment.run import Run
-from mbrl.experiment.session import Session
 from mbrl.experiment.settings import load
 from mbrl.online import Online
 from mbrl.replay import ReplayBuffer
+from mbrl.session import Session
 from mbrl.train import main
 from world_model import IVideoGPT
 
@@ -175,6 +175,19 @@ def test_the_seed_policy_is_the_clone_with_its_own_noise(run_root: Path) -> None
     assert np.abs(played[0]).max() < 1, "uniform actions would come closer to the ends"
 
 
+@pytest.mark.parametrize(("demonstrations", "cloned"), [(2, True), (0, False)])
+def test_what_is_demonstrated_is_cloned(run_root: Path, demonstrations: int, cloned: bool) -> None:
+    """The clone acts first and with little noise; without demonstrations all is as if nothing were said of cloning."""
+    cloning = ("drqv2.bc_updates=3", "drqv2.bc_stddev_schedule=0.1", f"demonstrations={demonstrations}")
+    with Run.open(load(tiny(run_root, "agent=drqv2", *cloning))) as run:
+        session = Online(run).session
+        assert isinstance(session.seed_agent, Noisy if cloned else Uniform)
+        assert isinstance(session.agent, DrQv2)
+        assert session.agent.config.bc_updates == (3 if cloned else 0)
+        assert (session.agent._stddev(0) == 0.1) is cloned
+        session.close()
+
+
 def test_demonstrations_have_their_share_of_each_batch(run_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = load(tiny(run_root, "agent=drqv2", "batch_size=8", "demonstration_share=linear(0.5,0.25,40)"))
     with Run.open(settings) as run:
@@ -213,10 +226,10 @@ def coded(count: int, reward: float) -> TransitionBatch:
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
-        (("seed_policy=bc",), "seed_policy=bc needs a cloned policy: set drqv2.bc_updates above 0"),
+        (("seed_policy=bc",), "seed_policy=bc needs a cloned policy: set demonstrations and drqv2.bc_updates above 0"),
         (("agent=dreamerv3", "seed_policy=bc", "drqv2.bc_updates=3"), "with agent=drqv2 or agent=mbpo"),
-        (("drqv2.bc_updates=3", "demonstrations=0"), "demonstrations=0 there is nothing to clone"),
-        (("drqv2.ibrl=true",), "drqv2: ibrl=true needs a cloned policy"),
+        (("drqv2.bc_updates=3", "drqv2.ibrl=true", "demonstrations=0"), "demonstrations=0 there is nothing to clone"),
+        (("drqv2.ibrl=true",), "drqv2: ibrl needs a cloned policy"),
         (("demonstration_share=linear(0.5,1.5,10)",), "must stay between 0 and 1"),
         (("demonstration_share=half",), "schedule 'half' is not understood"),
         (("seed_stddev=-1",), "seed_stddev=-1.0 is out of range"),

@@ -99,7 +99,7 @@ def test_codebooks_of_a_model_that_starts_at_random() -> None:
 )
 def test_small_starts_with_fixed_codebooks(overrides: list[str], moves: bool) -> None:
     """Typing what is the default anyway is not refused because of keys that belong to another start."""
-    settings = load(["preset=small", "device=cpu", *(f"world_model.learner.{word}" for word in overrides)])
+    settings = load(["preset=small", "device=cpu", *(f"world_model.learner.{override}" for override in overrides)])
     world = make_ivideogpt(settings, envs.make("toy/reach"), torch.device("cpu"))
     assert world.model.tokenizer.quantize.embedding.weight.requires_grad is moves
 

@@ -45,7 +45,7 @@ WEIGHTS = ("agent.safetensors", "world_model.safetensors")
 
 def tiny(run_root: Path, *overrides: str) -> list[str]:
     """The overrides of a tiny run; later ones win."""
-    merged = dict(word.split("=", 1) for word in (*TINY, f"run_root={run_root}", *overrides))
+    merged = dict(override.split("=", 1) for override in (*TINY, f"run_root={run_root}", *overrides))
     return [f"{key}={value}" for key, value in merged.items()]
 
 

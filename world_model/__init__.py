@@ -1,6 +1,6 @@
 """World models behind one contract (`world_model.api`): iVideoGPT, and a one-step predictor as its control."""
 
-from world_model.api import Clips, Dream, Origin, Rollout, Step, WeightsError, WorldModel, imagine
+from world_model.api import Clips, Dream, Episode, Origin, Rollout, Step, WeightsError, WorldModel, imagine
 from world_model.heads import HEADS, symexp, symlog
 from world_model.ivideogpt.layout import TokenLayout
 from world_model.ivideogpt.model import IVideoGPT
@@ -12,6 +12,7 @@ __all__ = [
     "HEADS",
     "Clips",
     "Dream",
+    "Episode",
     "IVideoGPT",
     "Origin",
     "Prediction",

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypedDict, Unpack, runtime_checkable
 
 import numpy as np
 import torch
@@ -27,12 +27,37 @@ class WeightsError(ValueError):
     """A checkpoint that is missing, damaged, or of other sizes than the model."""
 
 
+class Episode(NamedTuple):
+    """One episode, real or imagined, of T decisions: `actions[i]` leads from frame P + i to the next, `rewards[i]` is
+    what it earned.
+
+    `prefix` frames precede that of the first decision, so that an imagined one can begin from a full frame stack.
+    """
+
+    frames: np.ndarray  # uint8 (P + T + 1, C, H, W)
+    actions: np.ndarray  # float32 (T, A)
+    rewards: np.ndarray  # float32 (T,)
+    terminated: bool = False  # ended by the task itself, not by a time limit, the end of a rollout or of a video
+    prefix: int = 0  # P
+    successes: np.ndarray | None = None  # float32 (T,), 1 where the decision touched success; None: not recorded
+    seed: int | None = None  # of the simulator's reset; None: not recorded, or imagined
+
+
 class Origin(NamedTuple):
     """The decision of a recorded episode that a dream begins at: all that restoring a simulator there needs."""
 
     seed: int  # of the simulator's reset
     actions: np.ndarray  # float32 (T, A), of the whole episode
     decision: int  # of its T; those before it were taken
+
+
+class StartOptions(TypedDict, total=False):
+    """What a dream can be begun with; a model reads of it what it knows."""
+
+    temperature: float  # of the draws, 0 is greedy; 1 by default
+    top_k: int  # likeliest ones that are drawn from; 100 by default
+    generator: torch.Generator | None  # of the draws; torch's global one by default
+    origins: Sequence[Origin] | None  # B of them, for a model that restores the simulator
 
 
 class Step(Protocol):
@@ -62,6 +87,11 @@ class Rollout(Protocol):
         """Float (B, K+t, 3, H, W) in [0, 1]: the frames given and those dreamt so far. Not to be written to."""
         ...
 
+    @property
+    def steps_left(self) -> int | None:
+        """Steps before the dream begins again from its own last frames; None where it never has to."""
+        ...
+
     def step(self, action: Tensor) -> Step:
         """Go on by one decision, under actions (B, A)."""
         ...
@@ -70,8 +100,8 @@ class Rollout(Protocol):
         """B*n dreams, n from each of these (those of one start lie side by side); this one can still go on."""
         ...
 
-    def fork(self) -> Rollout:
-        """A copy that can go another way. Both draw from one generator."""
+    def fork(self, temperature: float | None = None) -> Rollout:
+        """A copy that can go another way, at another `temperature` if given. Both draw from one generator."""
         ...
 
 
@@ -104,6 +134,8 @@ class FrameRollout:
         predict: frames so far (B, K+t, 3, H, W), action (B, A) -> next frame (B, 3, H, W) in [0, 1], heads (B,) each.
     """
 
+    steps_left = None
+
     def __init__(self, context: Tensor, predict: Callable[[Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]) -> None:
         self.frames, self._predict = context, predict
 
@@ -115,7 +147,7 @@ class FrameRollout:
     def expand(self, n: int) -> FrameRollout:
         return FrameRollout(self.frames.repeat_interleave(n, 0), self._predict)
 
-    def fork(self) -> FrameRollout:
+    def fork(self, temperature: float | None = None) -> FrameRollout:
         return FrameRollout(self.frames, self._predict)
 
 
@@ -168,22 +200,11 @@ class WorldModel(Protocol):
         """Names of what a step tells beside its frame."""
         ...
 
-    def start(
-        self,
-        context: Tensor,
-        temperature: float = 1.0,
-        top_k: int = 100,
-        generator: torch.Generator | None = None,
-        *,
-        origins: Sequence[Origin] | None = None,
-        horizon: int | None = None,
-    ) -> Rollout:
+    def start(self, context: Tensor, *, horizon: int | None = None, **options: Unpack[StartOptions]) -> Rollout:
         """Begin to dream, in evaluation mode.
 
         Args:
             context: float (B, K, 3, H, W) in [0, 1], oldest first.
-            temperature, top_k: of the draws, 0 is greedy; for models that draw, as is `generator`.
-            origins: B of them, for a model that restores the simulator; others do not look at them.
             horizon: steps that will be made, if known; not a limit.
         Raises:
             ValueError: the context has too few frames.
@@ -249,16 +270,7 @@ class Dream(NamedTuple):
 class Dreamable(Protocol):
     """The part of a world model that `imagine` needs."""
 
-    def start(
-        self,
-        context: Tensor,
-        temperature: float = ...,
-        top_k: int = ...,
-        generator: torch.Generator | None = ...,
-        *,
-        origins: Sequence[Origin] | None = ...,
-        horizon: int | None = ...,
-    ) -> Rollout: ...
+    def start(self, context: Tensor, *, horizon: int | None = None, **options: Unpack[StartOptions]) -> Rollout: ...
 
 
 @torch.no_grad()
@@ -267,10 +279,7 @@ def imagine(
     context: Tensor,
     policy: Tensor | Callable[[Tensor], Tensor],
     horizon: int,
-    temperature: float = 1.0,
-    top_k: int = 100,
-    generator: torch.Generator | None = None,
-    origins: Sequence[Origin] | None = None,
+    **options: Unpack[StartOptions],
 ) -> Dream:
     """Dream `horizon` frames ahead.
 
@@ -278,9 +287,8 @@ def imagine(
         context: float (B, K, 3, H, W) in [0, 1]; the policy sees all of them, the model as many as it reads.
         policy: float (B, horizon, A), fixed actions; or a callable from the frames so far, (B, K+t, 3, H, W) in
             [0, 1], to the next action (B, A). It runs outside the model's reduced precision.
-        temperature, top_k, generator, origins: see `WorldModel.start`.
     """
-    rollout = world.start(context, temperature, top_k, generator, origins=origins, horizon=horizon)
+    rollout = world.start(context, horizon=horizon, **options)
     steps, actions = [], []
     for t in range(horizon):
         actions.append(policy(rollout.frames) if callable(policy) else policy[:, t])

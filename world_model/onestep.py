@@ -15,11 +15,11 @@ from __future__ import annotations
 import json
 import math
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, Unpack, cast
 
 import safetensors.torch
 import torch
@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from world_model.api import Clips, ClipSampler, Dream, FrameRollout, Origin, WeightsError, is_due
+from world_model.api import Clips, ClipSampler, Dream, FrameRollout, StartOptions, WeightsError, is_due
 from world_model.heads import HEADS, Head
 from world_model.metrics import moved, moving_errors
 from world_model.precision import autocast_dtype
@@ -38,16 +38,16 @@ INIT_GATE_LOGIT = -2.0  # logit of the gate of a network that knows nothing
 
 @dataclass(frozen=True)
 class OneStepLearning:
-    """Sizes of the network and how it learns."""
+    """Sizes of the network and how it learns: configs/config.yaml says what each key does. K is `frames`."""
 
-    width: Annotated[int, "[8, inf)"]  # channels at half the resolution; twice and four times as many below
-    frames: Annotated[int, "[1, inf)"]  # K
-    steps: Annotated[int, "[1, inf)"]  # predicted in a row while learning
+    width: Annotated[int, "[8, inf)"]
+    frames: Annotated[int, "[1, inf)"]
+    steps: Annotated[int, "[1, inf)"]
     batch_size: Annotated[int, "[1, inf)"]
     lr: Annotated[float, "(0, inf)"]
     max_grad_norm: Annotated[float, "(0, inf)"]
-    mse_weight: Annotated[float, "[0, inf)"]  # beside L1
-    motion_weight: Annotated[float, "[0, inf)"]  # of the error on moving pixels alone
+    mse_weight: Annotated[float, "[0, inf)"]
+    motion_weight: Annotated[float, "[0, inf)"]
     reward_weight: Annotated[float, "[0, inf)"]
     precision: Literal["auto", "fp32", "bf16"]
 
@@ -213,16 +213,7 @@ class OneStepWorld:
         values = {name: cast(Head, head).value(raw[name]) for name, head in self.model.heads.items()}
         return image.clamp(0, 1), values
 
-    def start(
-        self,
-        context: Tensor,
-        temperature: float = 1.0,
-        top_k: int = 100,
-        generator: torch.Generator | None = None,
-        *,
-        origins: Sequence[Origin] | None = None,
-        horizon: int | None = None,
-    ) -> FrameRollout:
+    def start(self, context: Tensor, *, horizon: int | None = None, **options: Unpack[StartOptions]) -> FrameRollout:
         if context.shape[1] < self.context_length:
             raise ValueError(f"a dream needs {self.context_length} context frames, got {context.shape[1]}")
         return FrameRollout(context, self._predict)
@@ -252,8 +243,8 @@ class OneStepWorld:
             }
             for name, head in self.model.heads.items():
                 if name in targets:
-                    said = torch.stack([heads[name] for heads in raw], dim=1)
-                    loss = cast(Head, head).loss(said, targets[name][:, known - 1 : -1])
+                    outputs = torch.stack([heads[name] for heads in raw], dim=1)
+                    loss = cast(Head, head).loss(outputs, targets[name][:, known - 1 : -1])
                     terms[name] = loss * (config.reward_weight if name == "reward" else 1.0)
             loss = torch.stack(list(terms.values())).sum()
             for group in self._optimizer.param_groups:
@@ -270,8 +261,8 @@ class OneStepWorld:
         """The error of a single step from real frames, on pixels that move."""
         known, frames = self.context_length, clips.frames
         windows = [frames[:, t - known : t] for t in range(known, frames.shape[1])]
-        seen = [self._predict(w, clips.actions[:, t + known - 1])[0] for t, w in enumerate(windows)]
-        predicted, true = torch.cat(seen)[:, None], torch.cat(frames[:, known:].unbind(1))[:, None]
+        steps = [self._predict(w, clips.actions[:, t + known - 1])[0] for t, w in enumerate(windows)]
+        predicted, true = torch.cat(steps)[:, None], torch.cat(frames[:, known:].unbind(1))[:, None]
         errors = moving_errors(predicted, true, torch.cat([w[:, -1] for w in windows]))
         return {"one_step_error_ratio": errors.ratio}
 

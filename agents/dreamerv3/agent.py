@@ -148,11 +148,11 @@ class DreamerV3:
         """
         noise, weights, known = self._noise(seed), self.model.rssm.prepare(), frames.shape[1]
         states = self._see(frames, actions[:, : known - 1], noise)
-        state, dreamt = State(states.deter[:, -1], states.stoch[:, -1]), []
+        state, imagined = State(states.deter[:, -1], states.stoch[:, -1]), []
         for action in actions[:, known - 1 :].unbind(1):
             state = self.model.rssm.step(state, action, noise, weights)
-            dreamt.append(state)
-        states = State(*(torch.stack(parts, 1) for parts in zip(*dreamt, strict=True)))
+            imagined.append(state)
+        states = State(*(torch.stack(parts, 1) for parts in zip(*imagined, strict=True)))
         return self.model.decoder(*states), self.model.reward.mean(self.model.reward(states.features))
 
     @torch.no_grad()

@@ -107,8 +107,8 @@ class RSSM(nn.Module):
         state, states, posteriors = start, [], []
         for t in range(features.shape[1]):
             deter = self._recur(state.deter * keep[:, t], state.stoch * keep[:, t], actions[:, t], weights)
-            seen = self.observed_norm(F.linear(deter, weights.observed_deter) + frames[:, t])
-            probs = self._probs(self.posterior_logits(seen))
+            hidden = self.observed_norm(F.linear(deter, weights.observed_deter) + frames[:, t])
+            probs = self._probs(self.posterior_logits(hidden))
             state = State(deter, self._sample(probs, noise))
             states.append(state)
             posteriors.append(probs)

@@ -19,9 +19,8 @@ from benchmarks.workers.pipe import serve
 from mbrl.build import environment_keywords, make_buffer
 from mbrl.experiment.command import keep_memory
 from mbrl.experiment.settings import Settings, load
-from mbrl.replay import Episode
 from mbrl.rollout import to_clips, to_float
-from world_model import Clips, IVideoGPT, imagine
+from world_model import Clips, Episode, IVideoGPT, imagine
 from world_model.ivideogpt.learner import WorldModelLearner
 
 
@@ -59,9 +58,9 @@ class Dreams:
             to_float(self.stack),
             self.actions,
             self.actions.shape[1],
-            temperature,
-            s.rollout_top_k,
-            self.generator,
+            temperature=temperature,
+            top_k=s.rollout_top_k,
+            generator=self.generator,
         )
 
     def outputs(self) -> dict[str, Tensor]:
@@ -69,18 +68,18 @@ class Dreams:
         if not self.given:
             dream = self.dream(temperature=0)
             return {"tokens": dream.tokens, "frames": dream.frames.float(), "rewards": dream.rewards.float()}
-        seen, first = [], self.world.model.layout.first_dynamics_id
+        scores, first = [], self.world.model.layout.first_dynamics_id
         given = iter((self.forced - first).flatten(1).T)  # one (B,) a token
 
         def sample(logits: Tensor, *_: object) -> Tensor:
-            seen.append(logits.float())
+            scores.append(logits.float())
             return next(given)[:, None]
 
         module: Any = importlib.import_module("world_model.ivideogpt.rollout")
         original, module.sample = module.sample, sample
         dream = self.dream(temperature=0)
         module.sample = original
-        logits = torch.stack(seen, dim=1)  # (B, H n, codes)
+        logits = torch.stack(scores, dim=1)  # (B, H n, codes)
         return {"logits": logits[:, :, :64], "frames": dream.frames.float(), "rewards": dream.rewards.float()}
 
     def run(self) -> object:

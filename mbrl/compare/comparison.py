@@ -334,8 +334,8 @@ def _note_information(comparison: Comparison, note: Note) -> None:
         alike: dict[str, list[str]] = {}
         for name in had:
             alike.setdefault(", ".join(had[name]) or "own experience only", []).append(name)
-        told = "; ".join(f"{', '.join(names)}: {things}" for things, names in alike.items())
-        note(f"methods had unequal information: {told}")
+        listed = "; ".join(f"{', '.join(names)}: {things}" for things, names in alike.items())
+        note(f"methods had unequal information: {listed}")
 
 
 def _note_trust(comparison: Comparison, note: Note) -> None:

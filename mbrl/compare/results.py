@@ -72,7 +72,12 @@ def given(curve: Curve) -> list[str]:
     if demonstrations and str(config.get("drqv2.bc_schedule", "0")) != "0" and uses(agent, "drqv2.bc_schedule"):
         found.append("behaviour cloning")
     if demonstrations:
-        found.append(f"{demonstrations} demonstrations in the replay buffer")
+        these = (
+            f"the demonstrations of {demonstrations}"
+            if isinstance(demonstrations, str)
+            else f"{demonstrations} demonstrations"
+        )
+        found.append(f"{these} in the replay buffer")
     return found
 
 

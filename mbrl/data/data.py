@@ -122,20 +122,20 @@ def missing(jobs: list[Job]) -> list[Job]:
 
 def record(job: Job) -> Done:
     """Read or play one shard and write it. Without a single good clip there will be no shard."""
-    recordings, skipped, left_out = [], [], 0
+    episodes, skipped, left_out = [], [], 0
     for name, read in open_source(job.settings).clips(job.units):
         try:
-            if (recording := read()) is not None:
-                recordings.append(recording)
+            if (episode := read()) is not None:
+                episodes.append(episode)
             else:
                 left_out += 1
         except DataError:  # a missing package, not a damaged clip
             raise
         except BROKEN as error:
             skipped.append(f"{name}: {error}")
-    if recordings:
-        write_shard(job.settings.out, job.name, recordings, dataset_name(job.settings))
-    return Done(len(job.units), len(recordings), skipped, left_out)
+    if episodes:
+        write_shard(job.settings.out, job.name, episodes, dataset_name(job.settings))
+    return Done(len(job.units), len(episodes), skipped, left_out)
 
 
 def check_same(settings: DataSettings) -> None:

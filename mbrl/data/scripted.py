@@ -17,7 +17,7 @@ from envs.metaworld import PAPER_TASKS, TASKS
 from mbrl.collector import expert_action, record
 from mbrl.experiment.run import stream_seed
 from mbrl.experiment.settings import UserError
-from world_model.data import Recording
+from world_model import Episode
 from world_model.data.source import NamedClip
 
 # What plays the episodes of a task, in turn. An agent that learns is at first random, later a noisy expert.
@@ -28,11 +28,11 @@ WANDER_MEMORY = 0.9  # correlation of a wanderer's actions from one decision to 
 GROUPS = {"pretraining": tuple(task for task in TASKS if task not in PAPER_TASKS), "paper": PAPER_TASKS}
 
 
-def chosen_tasks(overrides: tuple[str, ...]) -> list[str]:
+def chosen_tasks(names: tuple[str, ...]) -> list[str]:
     """The tasks that `task_names=[...]` means: names of tasks and of groups."""
     tasks: list[str] = []
-    for word in overrides:
-        tasks += GROUPS[word] if word in GROUPS else [envs.canonical(word)]
+    for name in names:
+        tasks += GROUPS[name] if name in GROUPS else [envs.canonical(name)]
     if other := [task for task in tasks if task not in TASKS]:
         raise UserError(f"task_names: {other[0]} is not a task of Meta-world")
     return list(dict.fromkeys(tasks))
@@ -81,12 +81,11 @@ class ScriptedPlay:
             env.close()
 
 
-def play(env: Any, task: str, seed: int, episode: int) -> Recording:
+def play(env: Any, task: str, seed: int, episode: int) -> Episode:
     """The `episode`-th episode of a task."""
     generator = np.random.default_rng(stream_seed(seed, "behaviour", task, episode))
     act = _behaviour(env, BEHAVIOURS[episode % len(BEHAVIOURS)], generator)
-    played = record(env, lambda obs: act().clip(-1, 1).astype(np.float32), stream_seed(seed, "data", task, episode))
-    return Recording(played.frames, played.actions, played.rewards, played.successes)
+    return record(env, lambda obs: act().clip(-1, 1).astype(np.float32), stream_seed(seed, "data", task, episode))
 
 
 def _behaviour(env: Any, name: str, generator: np.random.Generator) -> Callable[[], np.ndarray]:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mbrl.replay import Episode
+from world_model import Episode
 
 # What zipfile and numpy raise on a damaged file: besides their own errors, ValueError (headers, offsets, texts),
 # RuntimeError (a flag or method that no episode has: encryption, NotImplementedError), and the decompressors of methods

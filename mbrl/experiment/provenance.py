@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 import envs
+import mbrl
 
 SIMULATORS = tuple(dict.fromkeys(package for suite in envs.SUITES for package in suite.packages))
 PACKAGES = ("torch", "numpy", "gymnasium", *SIMULATORS, "hydra-core")
@@ -22,6 +23,7 @@ def provenance(task: str | None = None) -> dict[str, Any]:
     status = _git("status", "--porcelain", "--untracked-files=no")
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
+        "version": mbrl.__version__,
         "commit": _git("rev-parse", "HEAD"),
         "dirty": None if status is None else bool(status),
         "python": platform.python_version(),
@@ -32,8 +34,11 @@ def provenance(task: str | None = None) -> dict[str, Any]:
 
 
 def _git(*arguments: str) -> str | None:
-    """Output of git in the project's folder; None where there is no git or no repository."""
-    command = ["git", "-C", str(Path(__file__).resolve().parent), *arguments]
+    """Output of git in the project's folder; None where there is no git or, as in a wheel, no repository of it."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():  # git would look for one further up
+        return None
+    command = ["git", "-C", str(root), *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError:

@@ -82,9 +82,9 @@ def convert(kind: Any, value: Any, key: str, file: str = "") -> Any:
     if origin is Annotated:
         return _in_range(convert(args[0], value, key, file), args[1], key)
     if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        return convert(next(arg for arg in args if arg is not type(None)), value, key, file)
+        if value is None and type(None) in args or isinstance(value, str) and str in args:
+            return value
+        return convert(next((arg for arg in args if arg not in (type(None), str)), str), value, key, file)
     if origin is Literal:
         if value not in args:
             names = [str(arg) for arg in args]

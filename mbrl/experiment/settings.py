@@ -48,12 +48,12 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 
 
 class HelpAsked(Exception):
-    """`--help` was among the parsed: what the settings would be, and where each value stands."""
+    """`--help` was among the overrides: what the settings would be, and where each value stands."""
 
-    def __init__(self, files: Sequence[str], parsed: Sequence[str], values: Mapping[str, Any]) -> None:
+    def __init__(self, files: Sequence[str], overrides: Sequence[str], values: Mapping[str, Any]) -> None:
         super().__init__("--help")
         self.files = files  # in configs/, later ones win
-        self.overrides = parsed  # what the user typed beside --help
+        self.overrides = overrides  # beside --help
         self.values = values  # flat
 
 
@@ -101,9 +101,9 @@ class Settings:
     success_key: str | None  # these two are of gymnasium environments, see `envs/gym.py`
     image_key: str | None
     success_bonus: Weight
-    demonstrations: Count  # successful scripted episodes put into the replay first
+    demonstrations: Count | str  # successful scripted episodes put into the replay first; or a folder of driven ones
     demonstration_share: str  # of an agent batch drawn from the demonstrations alone; a schedule in decisions
-    seed_policy: Literal["random", "bc"]  # who acts during num_seed_frames; bc is the cloned policy with noise
+    seed_policy: Literal["auto", "random", "bc"]  # who acts during num_seed_frames; bc is the cloned policy with noise
     seed_stddev: Weight  # of that noise
     # replay
     nstep: Positive
@@ -157,9 +157,9 @@ class Settings:
 
 
 def load(overrides: Sequence[str] = ()) -> Settings:
-    """Compose the files and the user's `key=value` parsed.
+    """Compose the files and the user's overrides, `key=value` each.
 
-    Raises UserError, one line, on anything wrong; HelpAsked if one of the parsed is `--help`.
+    Raises UserError, one line, on anything wrong; HelpAsked if one of them is `--help`.
     """
     parsed = _parse(overrides)
     base = _base("config")
@@ -210,6 +210,12 @@ def load_plain(cls: type[T], config: str, overrides: Sequence[str] = ()) -> T:
     return settings
 
 
+def planner_preset(name: str) -> PlannerConfig:
+    """The planner of `configs/planners/<name>.yaml`."""
+    file = CONFIG_DIR / "planners" / f"{_file('planner', 'planners', name)}.yaml"
+    return build(PlannerConfig, _container(OmegaConf.load(file))["planning"], "planning.")
+
+
 def _base(config: str) -> dict[str, Any]:
     """The keys of a command, flat, with the values that they have in `configs/<config>.yaml`."""
     base = flatten(_container(OmegaConf.load(CONFIG_DIR / f"{config}.yaml")))
@@ -223,12 +229,12 @@ def _stop_for_help(overrides: Sequence[str], config: str, files: Mapping[str, st
     """Raises HelpAsked if it was."""
     if HELP.intersection(overrides):
         layers = [f"{config}.yaml", *(f"{group}/{name}.yaml" for group, name in files.items())]
-        parsed = [override for override in overrides if override not in HELP]
-        raise HelpAsked(layers, parsed, flatten(to_dict(settings)))
+        others = [override for override in overrides if override not in HELP]
+        raise HelpAsked(layers, others, flatten(to_dict(settings)))
 
 
 def _compose(config: str, files: Mapping[str, str], parsed: Sequence[Override]) -> dict[str, Any]:
-    """Hydra's composition of `configs/<config>.yaml`, the chosen file of each group and the user's parsed."""
+    """Hydra's composition of `configs/<config>.yaml`, the chosen file of each group and the overrides."""
     groups = [f"{group}={name}" for group, name in files.items()]
     if config == "config" and "tasks" not in files:
         groups.append("~tasks")
@@ -240,7 +246,7 @@ def _compose(config: str, files: Mapping[str, str], parsed: Sequence[Override]) 
 
 
 def typed_keys(overrides: Sequence[str]) -> set[str]:
-    """The keys that the user's parsed give a value to."""
+    """The keys that the overrides give a value to."""
     return {override.key_or_group for override in _parse(overrides)}
 
 

@@ -1,7 +1,8 @@
 """What `python -m mbrl.<verb> --help` prints: the verb's docstring, then its keys.
 
 Each key comes with the value that it would have under the overrides beside `--help`, the comment that it has in its
-YAML file, and the file that the value comes from. All of it is read from the code and from `configs/`.
+YAML file (or, if it is a learner's, in config.yaml), and the file that the value comes from. All of it is read from the
+code and from `configs/`.
 """
 
 import ast
@@ -43,6 +44,7 @@ def section(files: Sequence[str], overrides: Sequence[str], values: Mapping[str,
     typed = dict(override.split("=", 1) for override in overrides)
     base = {key: entry for name in reversed(files) for key, entry in layers[name].items()}
     base = {key: base[key] for name in files for key in layers[name]}  # the keys of a planner stand in its file alone
+    of_runs = dict(entries(CONFIG_DIR / "config.yaml"))
     lines = [f"configs/{files[0]}; values that come from elsewhere say where:"]
     for key, entry in base.items():
         if values is not None and key not in values:
@@ -50,11 +52,12 @@ def section(files: Sequence[str], overrides: Sequence[str], values: Mapping[str,
         holders = [name for name in files if key in layers[name]]
         source = "typed" if key in typed else holders[-1]
         value = shown(values[key]) if values is not None else typed.get(key, entry.value)
-        comment = next((layers[name][key].comment for name in holders if layers[name][key].comment), "")
+        explained = [*(layers[name][key] for name in holders), of_runs.get(f"world_model.{key}", entry)]
+        comment = next((other.comment for other in explained if other.comment), "")
         where = "" if source == files[0] else f"[{source}]"
-        told = "  ".join(part for part in (where, comment) if part)
+        note = "  ".join(part for part in (where, comment) if part)
         line = f"  {key}={value}"
-        lines.append(f"{line:<{COMMENT_COLUMN}}  {told}".rstrip())
+        lines.append(f"{line:<{COMMENT_COLUMN}}  {note}".rstrip())
     return "\n".join(lines)
 
 

@@ -22,7 +22,7 @@ from mbrl.experiment.stored_config import stored_config
 from mbrl.interop import load
 from mbrl.interop.dream_env import DreamEnv
 from mbrl.interop.recordings import Recordings
-from world_model.data import Recording
+from world_model.api import Episode
 
 IMAGE = "observation.image"
 
@@ -40,7 +40,7 @@ class ExportSettings:
     task: str | None
 
 
-def dreams(settings: ExportSettings) -> Iterator[Recording]:
+def dreams(settings: ExportSettings) -> Iterator[Episode]:
     """Dreams of the run's world model, in which its policy acts without exploring."""
     policy = load(settings.run)
     known = "success" in policy.predictor.heads
@@ -48,7 +48,7 @@ def dreams(settings: ExportSettings) -> Iterator[Recording]:
     for i in range(settings.dreams):
         policy.begin_episode()
         episode = record(env, policy.act, stream_seed(settings.seed, "export", i))
-        yield Recording(episode.frames, episode.actions, episode.rewards, episode.successes if known else None)
+        yield Episode(episode.frames, episode.actions, episode.rewards, successes=episode.successes if known else None)
 
 
 def main(overrides: list[str]) -> None:

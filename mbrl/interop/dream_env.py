@@ -88,7 +88,9 @@ class DreamSimulator:
         self.start = frames[np.maximum(np.arange(decision - self._frame_stack + 1, decision + 1), 0)]  # (K, 3, H, W)
         self._frame = self.start[-1]
         context = to_float(torch.from_numpy(self.start)[None]).to(self._generator.device)
-        self._rollout = self._predictor.world.start(context, self._temperature, self._top_k, self._generator)
+        self._rollout = self._predictor.world.start(
+            context, temperature=self._temperature, top_k=self._top_k, generator=self._generator
+        )
 
     @torch.no_grad()
     def advance(self, action: np.ndarray) -> FrameResult:

@@ -42,7 +42,7 @@ class Policy:
         saved = checkpoints.latest(self.folder / "checkpoints")
         if saved is None:
             raise UserError(f"{self.folder} has no checkpoints: it is no run folder, or has not trained long enough")
-        self.frame = saved.frame  # simulator frames that it had learned from
+        self.checkpoint, self.frame = saved, saved.frame  # simulator frames that it had learned from
         self.config = _config(self.folder, saved)
         self.agent = _agent(self.config, saved.load("agent.safetensors", self.device), self.device)
         self._begun = 0  # episodes under way side by side
@@ -96,6 +96,18 @@ def _config(folder: Path, saved: checkpoints.Checkpoint) -> dict[str, Any]:
     return read_config(folder / "config.yaml")
 
 
+def _completed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a run of another version with the keys of this one. Raises UserError where Hydra is not there."""
+    try:
+        from mbrl.experiment.identity import with_defaults
+    except ModuleNotFoundError as error:
+        raise UserError(
+            "this run was made by another version: what its config lacks stands in configs/, and to read them takes "
+            "pip install 'ivideogpt-mbrl[train]'"
+        ) from error
+    return with_defaults(config)
+
+
 def _agent(config: Mapping[str, Any], weights: dict[str, Tensor], device: torch.device) -> Agent:
     """The agent of a run's config with its weights. Raises UserError, `agents.StateMismatch`."""
     name = config["agent"]
@@ -104,10 +116,7 @@ def _agent(config: Mapping[str, Any], weights: dict[str, Tensor], device: torch.
     kind = AGENTS[name]
     values = config[kind.section]
     if {field.name for field in dataclasses.fields(kind.config)} != values.keys():
-        # A run of another version: what it lacks comes from configs/, which takes Hydra.
-        from mbrl.experiment.identity import with_defaults
-
-        values = with_defaults(config)[kind.section]
+        values = _completed(config)[kind.section]
     shape = (3 * config["frame_stack"], config["image_size"], config["image_size"])
     action_dim = len(weights[ACTION_BIAS[kind.section]])
     settings = build(kind.config, values, f"{kind.section}.")

@@ -7,8 +7,8 @@ import numpy as np
 
 from mbrl.experiment.episodes import episode_files, read_episodes
 from mbrl.experiment.schema import UserError
-from mbrl.replay import Episode
-from world_model.data import ClipDataset, Recording, shard_names
+from world_model.api import Episode
+from world_model.data import ClipDataset, shard_names
 
 
 class Recordings:
@@ -30,24 +30,24 @@ class Recordings:
     def __len__(self) -> int:
         return self._shards.num_episodes if self._shards else len(self._files)
 
-    def __iter__(self) -> Iterator[Recording]:
+    def __iter__(self) -> Iterator[Episode]:
         if self._shards:
             yield from map(self._shards.episode, range(len(self)))
         else:
-            yield from map(_recording, read_episodes(self._files))
+            yield from map(_alone, read_episodes(self._files))
 
-    def draw(self, generator: np.random.Generator) -> Recording:
+    def draw(self, generator: np.random.Generator) -> Episode:
         """One of them, all equally often. Raises UserError if none can be read any more."""
         if self._shards:
             return self._shards.episode(int(generator.integers(len(self))))
         while self._files:
             path = self._files[int(generator.integers(len(self._files)))]
             for episode in read_episodes([path]):
-                return _recording(episode)
+                return _alone(episode)
             self._files.remove(path)
         raise UserError(f"{self.folder} holds no episode that can be read")
 
 
-def _recording(episode: Episode) -> Recording:
+def _alone(episode: Episode) -> Episode:
     frames = episode.frames[episode.prefix :]
-    return Recording(frames, episode.actions, episode.rewards, episode.successes)
+    return Episode(frames, episode.actions, episode.rewards, successes=episode.successes)

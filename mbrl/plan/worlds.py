@@ -64,7 +64,9 @@ def load_world(settings: PlanSettings, task: str, environment: Mapping[str, Any]
 
     def start(context: Tensor, origin: Origin, seed: int) -> Rollout:
         generator = torch.Generator(device).manual_seed(stream_seed(seed, "draws", origin.decision))
-        return predictor.world.start(context, s.temperature, s.top_k, generator, horizon=s.planning.horizon)
+        return predictor.world.start(
+            context, horizon=s.planning.horizon, temperature=s.temperature, top_k=s.top_k, generator=generator
+        )
 
     return World(
         start=start,

@@ -30,7 +30,7 @@ from mbrl.predict.models import load_predictor
 from mbrl.predict.scores import TABLE, Predicted, Scores, table
 from mbrl.pretrain.models import held_out_every
 from mbrl.rollout import to_float, to_uint8
-from world_model.api import Clips, imagine
+from world_model.api import Clips, StartOptions, imagine
 from world_model.data import ClipDataset, DataError, goal_first
 from world_model.metrics.fvd import I3D, LEAST_FRAMES
 from world_model.metrics.perceptual import LPIPS
@@ -162,8 +162,9 @@ class Prediction:
             field.repeat_interleave(count, 0) for field in (true[:, :known], actions[:, known - 1 : -1])
         )
         generator = torch.Generator(self.device).manual_seed(seed)
+        options = StartOptions(temperature=s.temperature, top_k=s.top_k, generator=generator)
         with self.model.autocast():
-            dream = imagine(self.model.world, context, actions, s.horizon, s.temperature, s.top_k, generator)
+            dream = imagine(self.model.world, context, actions, s.horizon, **options)
         rewards = dream.actions.new_zeros(dream.actions.shape[:2]) if dream.rewards is None else dream.rewards
         frames, rewards = (field.float().unflatten(0, (len(true), count)) for field in (dream.frames, rewards))
         tokens = None if dream.tokens is None else dream.tokens.unflatten(0, (len(true), count))

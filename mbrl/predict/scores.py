@@ -144,6 +144,6 @@ def table(metrics: dict[str, float | None], missing: dict[str, str]) -> str:
     rows = ["| metric | value | better | what |", "|---|---|---|---|"]
     for name, (meaning, up) in TABLE.items():
         value = metrics[name]
-        told = f"missing: {missing[name]}" if value is None else f"{value:.4g}"
-        rows.append(f"| `{name}` | {told} | {'' if up is None else 'more' if up else 'less'} | {meaning} |")
+        cell = f"missing: {missing[name]}" if value is None else f"{value:.4g}"
+        rows.append(f"| `{name}` | {cell} | {'' if up is None else 'more' if up else 'less'} | {meaning} |")
     return "\n".join(rows) + "\n"

@@ -13,9 +13,8 @@ from mbrl.experiment.run import CONFIG, PROVENANCE, check_same_config, stream_se
 from mbrl.experiment.settings import flatten, to_dict
 from mbrl.experiment.video import encode_gif
 from mbrl.pretrain.settings import FREE_KEYS, PretrainSettings, of_another_kind
-from mbrl.replay import Episode
 from mbrl.validate import validate
-from world_model import WorldModel
+from world_model import Episode, WorldModel
 from world_model.data import ClipDataset
 
 LOG_UPDATES = 50
@@ -46,8 +45,7 @@ def held_out_episodes(settings: PretrainSettings) -> dict[str, list[Episode]]:
 def _spread(data: ClipDataset) -> list[Episode]:
     """At most `VALIDATED` episodes, evenly over all of them."""
     chosen = np.unique(np.linspace(0, data.num_episodes - 1, VALIDATED).astype(int))
-    episodes = [data.episode(int(index)) for index in chosen]
-    return [Episode(e.frames, e.actions, e.rewards, terminated=False, successes=e.successes) for e in episodes]
+    return [data.episode(int(index)) for index in chosen]
 
 
 def log_validation(

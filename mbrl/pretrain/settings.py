@@ -28,8 +28,8 @@ class OneStepTraining(OneStepLearning):
     """The one-step predictor, and how long it learns."""
 
     updates: Positive
-    minutes: Annotated[float, "(0, inf)"] | None  # of training, however often it was stopped
-    final_lr: Fraction  # share of the rate at the end
+    minutes: Annotated[float, "(0, inf)"] | None
+    final_lr: Fraction
 
 
 @dataclasses.dataclass(frozen=True)

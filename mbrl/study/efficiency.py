@@ -123,14 +123,14 @@ class Measurement:
 
     @torch.no_grad()
     def quality(self) -> dict[str, float]:
-        """What the tokenizer shows of held-out future frames, which it saw."""
+        """How well the tokenizer reconstructs held-out future frames."""
         true = to_float(self.clips.frames.to(self.device))
         known = self.model.layout.context_length
         with self.learner.autocast():
             parts = [self.model.tokenizer(part).future.float().clamp(0, 1) for part in true.split(8)]
-        seen, future = torch.cat(parts), true[:, known:]
-        errors = moving_errors(seen, future, true[:, known - 1])
-        return {"psnr": float(psnr(seen, future).mean()), "moving_error_ratio": errors.ratio}
+        reconstructed, future = torch.cat(parts), true[:, known:]
+        errors = moving_errors(reconstructed, future, true[:, known - 1])
+        return {"psnr": float(psnr(reconstructed, future).mean()), "moving_error_ratio": errors.ratio}
 
     def token_clips(self) -> TokenClips:
         """A batch as the transformer learns from."""

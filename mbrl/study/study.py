@@ -70,16 +70,17 @@ class Study:
 
     def __init__(self, overrides: Sequence[str]) -> None:
         own = {field.name for field in dataclasses.fields(StudySettings)}
-        mine = [word for word in overrides if word.split("=")[0].split(".")[0] in own]
-        self.settings = s = load_plain(StudySettings, "study", mine)
-        self.overrides = [*getattr(s.overrides, s.study), *(word for word in overrides if word not in mine)]
+        of_study = [override for override in overrides if override.split("=")[0].split(".")[0] in own]
+        self.settings = s = load_plain(StudySettings, "study", of_study)
+        of_pretraining = [override for override in overrides if override not in of_study]
+        self.overrides = [*getattr(s.overrides, s.study), *of_pretraining]
         self.pretrain = self.pretrain_settings()
         if (start := self.pretrain.start_from) != "none":
             held_out_every(find_pretrained(start, "start_from"), self.pretrain.data, self.pretrain.held_out_every)
         self.folder = s.folder
 
     def pretrain_settings(self, *more: str) -> PretrainSettings:
-        last = {word.split("=")[0]: word for word in [*self.overrides, *more]}  # later overrides win
+        last = {override.split("=")[0]: override for override in [*self.overrides, *more]}  # later overrides win
         return load_plain(PretrainSettings, "pretrain", list(last.values()))
 
     def predict_settings(self, model: Path | str) -> PredictSettings:
@@ -164,7 +165,7 @@ def scaling(study: Study) -> list[Row]:
 
 @torch.no_grad()
 def held_out_loss(model: IVideoGPT, clips: Clips) -> tuple[float, float]:
-    """Cross-entropy in nats a token, and the share of tokens that were the likeliest, slots counted."""
+    """Cross-entropy in nats a token, and the share of tokens that were the argmax, slots counted."""
     losses, accuracies = [], []
     for first in range(0, len(clips.frames), TOKENIZED):
         frames, actions = (field[first : first + TOKENIZED].to(model.device) for field in clips[:2])

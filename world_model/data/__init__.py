@@ -1,6 +1,6 @@
 """Video with actions and rewards to train world models on: one format, whatever the source."""
 
-from world_model.data.clips import ClipDataset, DataError, Recording, goal_first, shard_names, write_shard
+from world_model.data.clips import ClipDataset, DataError, goal_first, shard_names, write_shard
 from world_model.data.source import BROKEN, Reader, SourceOptions
 
 
@@ -39,7 +39,6 @@ __all__ = [
     "ClipDataset",
     "DataError",
     "Reader",
-    "Recording",
     "SourceOptions",
     "goal_first",
     "make_reader",

@@ -14,7 +14,7 @@ from functools import partial
 
 import numpy as np
 
-from world_model.data.clips import Recording
+from world_model.api import Episode
 from world_model.data.source import NamedClip, SourceOptions, found, groups
 from world_model.data.tfrecord import Example, examples
 
@@ -38,7 +38,7 @@ class Bair:
             for name, example in examples(self.options.path / unit):
                 yield name, partial(self._read, example)
 
-    def _read(self, example: Callable[[], Example]) -> Recording:
+    def _read(self, example: Callable[[], Example]) -> Episode:
         features, camera = example(), self.options.image_key or "image_aux1"
         frames, actions = [], []
         for t in itertools.count():
@@ -49,4 +49,4 @@ class Bair:
             actions.append(features[f"{t}/action"])
         if not frames:
             raise ValueError(f"has no image_key={camera}")
-        return self.options.recording(frames, np.array(actions))
+        return self.options.episode(frames, np.array(actions))

@@ -17,28 +17,18 @@ import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from world_model.api import Clips
+from world_model.api import Clips, Episode
 
 MAPPED = 256  # shards that are mapped at a time: each is an open file, and of those there are not many
 
 
 class DataError(ValueError):
     """A dataset that is missing, damaged, or too short for what is asked of it."""
-
-
-class Recording(NamedTuple):
-    """One episode of T decisions: `actions[i]` leads from `frames[i]` to `frames[i + 1]` and earns `rewards[i]`."""
-
-    frames: np.ndarray  # uint8 (T + 1, 3, H, W)
-    actions: np.ndarray  # float32 (T, A)
-    rewards: np.ndarray  # float32 (T,)
-    successes: np.ndarray | None = None  # float32 (T,), 1 where the decision touched success; None is unknown
 
 
 def goal_first(*fields: Tensor) -> tuple[Tensor, ...]:
@@ -55,15 +45,15 @@ def shard_names(folder: str | Path) -> set[str]:
     return {path.stem for path in Path(folder).glob("*.npz") if not path.name.startswith(".")}
 
 
-def write_shard(folder: str | Path, name: str, recordings: Sequence[Recording], dataset: str) -> None:
-    """Write `recordings` as shard `name`; when this returns, it is whole and on the disk."""
+def write_shard(folder: str | Path, name: str, episodes: Sequence[Episode], dataset: str) -> None:
+    """Write `episodes` as shard `name`; when this returns, it is whole and on the disk."""
     folder = Path(folder)
-    frames = np.concatenate([recording.frames for recording in recordings])
+    frames = np.concatenate([episode.frames for episode in episodes])
     # The frame that ends an episode has no action and no reward: zeros keep one index for all three.
-    actions = np.concatenate([np.pad(recording.actions, ((0, 1), (0, 0))) for recording in recordings])
-    rewards = np.concatenate([np.pad(recording.rewards, (0, 1)) for recording in recordings])
-    successes = np.concatenate([np.pad(_successes(recording), (0, 1)) for recording in recordings])
-    lengths = np.array([len(recording.frames) for recording in recordings])
+    actions = np.concatenate([np.pad(episode.actions, ((0, 1), (0, 0))) for episode in episodes])
+    rewards = np.concatenate([np.pad(episode.rewards, (0, 1)) for episode in episodes])
+    successes = np.concatenate([np.pad(_successes(episode), (0, 1)) for episode in episodes])
+    lengths = np.array([len(episode.frames) for episode in episodes])
     for suffix in (".npy", ".npz"):
         temporary = folder / f".{name}{suffix}"
         with temporary.open("wb") as file:
@@ -77,11 +67,11 @@ def write_shard(folder: str | Path, name: str, recordings: Sequence[Recording], 
         temporary.rename(folder / f"{name}{suffix}")
 
 
-def _successes(recording: Recording) -> np.ndarray:
+def _successes(episode: Episode) -> np.ndarray:
     """(T,), NaN where they are unknown: batches of several sources stay rectangular."""
-    if recording.successes is None:
-        return np.full(len(recording.rewards), np.nan, np.float32)
-    return recording.successes
+    if episode.successes is None:
+        return np.full(len(episode.rewards), np.nan, np.float32)
+    return episode.successes
 
 
 def _held_out(name: str, episodes: int, every: int) -> set[int]:
@@ -198,12 +188,13 @@ class ClipDataset:
     def action_dim(self) -> int:
         return self._actions[0].shape[1]
 
-    def episode(self, index: int) -> Recording:
+    def episode(self, index: int) -> Episode:
         """A copy of one whole episode; its successes are NaN where they are unknown."""
         shard, first, length = self._episodes[index].tolist()
         last = first + length - 1
         steps = (field[shard][first:last].copy() for field in (self._actions, self._rewards, self._successes))
-        return Recording(np.array(self._map(shard)[first : last + 1]), *steps)
+        actions, rewards, successes = steps
+        return Episode(np.array(self._map(shard)[first : last + 1]), actions, rewards, successes=successes)
 
     def _by_weight(self, length: int) -> np.ndarray:
         """(E,): up to each episode, the chance that it or one before it is drawn, of those that are long enough."""

@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from world_model.data.clips import DataError, Recording
+from world_model.api import Episode
+from world_model.data.clips import DataError
 from world_model.data.source import NamedClip, SourceOptions, decode_image, found, groups, needs
 from world_model.data.video import decode_video
 
@@ -70,7 +71,7 @@ class LeRobot:
             episode = self.episodes[unit]
             yield f"episode {episode['episode_index']}", partial(self._read, episode)
 
-    def _read(self, episode: dict[str, Any]) -> Recording:
+    def _read(self, episode: dict[str, Any]) -> Episode:
         columns = [name for name in ("action", REWARD, SUCCESS) if name in self.features]
         if not self._is_video:
             columns.append(self.camera)
@@ -83,7 +84,7 @@ class LeRobot:
             raise ValueError(f"has {len(table)} of {episode['length']} rows")
         values = {name: table[name].to_pylist() for name in columns}
         steps = (np.array(values[name], np.float32) if name in values else None for name in ("action", REWARD, SUCCESS))
-        return self.options.recording(self._frames(episode, values), *steps)
+        return self.options.episode(self._frames(episode, values), *steps)
 
     def _frames(self, episode: dict[str, Any], values: dict[str, list]) -> Iterator[np.ndarray]:
         if not self._is_video:

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from world_model.data.clips import DataError, Recording
+from world_model.api import Episode
+from world_model.data.clips import DataError
 from world_model.data.source import needs
 
 with needs("pyarrow"):
@@ -44,7 +45,7 @@ class Written(NamedTuple):
     frames: int
 
 
-def write_lerobot(folder: Path, episodes: Iterable[Recording], *, camera: str, fps: int, task: str) -> Written:
+def write_lerobot(folder: Path, episodes: Iterable[Episode], *, camera: str, fps: int, task: str) -> Written:
     """Write a dataset, whole or not at all. The first episode says whether there are actions and successes.
 
     Args:
@@ -86,7 +87,7 @@ class _Tables:
         self._writer: pq.ParquetWriter | None = None
         self._file, self._bytes = 0, 0
 
-    def add(self, episode: Recording) -> None:
+    def add(self, episode: Episode) -> None:
         columns = self._columns(episode)
         features = {name: self._feature(name, values) for name, values in columns.items()}
         self._features = self._features or features
@@ -147,7 +148,7 @@ class _Tables:
             self._writer.close()
             self._writer = None
 
-    def _columns(self, episode: Recording) -> dict[str, np.ndarray]:
+    def _columns(self, episode: Episode) -> dict[str, np.ndarray]:
         """(T + 1, D) each, the images (T + 1, H, W, 3)."""
         last, row = len(episode.rewards) - 1, np.arange(len(episode.rewards) + 1)
         columns = {

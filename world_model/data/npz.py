@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 
-from world_model.data.clips import Recording
+from world_model.api import Episode
 from world_model.data.source import NamedClip, SourceOptions, found, groups
 
 
@@ -29,14 +29,14 @@ class NpzFolder:
         for unit in units:
             yield unit, partial(self._read, unit)
 
-    def _read(self, unit: str) -> Recording:
+    def _read(self, unit: str) -> Episode:
         with np.load(self.options.path / unit, allow_pickle=False) as file:
             images = file[self._image_key(file.files)]
             actions = file["action"] if "action" in file else None
             rewards = file["reward"] if "reward" in file else None
         if images.dtype.kind not in "iu" or images.min() < 0 or images.max() > 255:
             raise ValueError(f"its images are {images.dtype}, not whole numbers from 0 to 255")
-        return self.options.recording(images.astype(np.uint8), actions, rewards)  # the BAIR converter writes int64
+        return self.options.episode(images.astype(np.uint8), actions, rewards)  # the BAIR converter writes int64
 
     def _image_key(self, names: list[str]) -> str:
         key = self.options.image_key or "image"

@@ -16,7 +16,8 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
-from world_model.data.clips import DataError, Recording
+from world_model.api import Episode
+from world_model.data.clips import DataError
 from world_model.data.source import NamedClip, SourceOptions, decode_image, found, groups
 from world_model.data.tfrecord import Example, examples
 
@@ -38,7 +39,7 @@ class Rlds:
             for name, example in examples(self.options.path / unit):
                 yield name, partial(self._read, example)
 
-    def _read(self, example: Callable[[], Example]) -> Recording | None:
+    def _read(self, example: Callable[[], Example]) -> Episode | None:
         features = example()
         if self.options.left_out and _made_from(features) & self.options.left_out:
             return None
@@ -48,7 +49,7 @@ class Rlds:
             cameras = [name.split("/", 2)[2] for name, value in features.items() if _holds_images(name, value)]
             raise ValueError(f"has no image_key={key.split('/', 2)[2]}, only {', '.join(sorted(cameras))}")
         rewards = features.get("steps/reward")
-        return self.options.recording(
+        return self.options.episode(
             (decode_image(image) for image in images),
             _actions(features, len(images)),
             rewards if isinstance(rewards, np.ndarray) else None,

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from world_model.data.clips import Recording
+from world_model.api import Episode
 from world_model.data.source import NamedClip, SourceOptions, decode_image, found, groups, needs
 from world_model.data.video import decode_video
 
@@ -41,12 +41,12 @@ class RoboNet:
         for unit in units:
             yield unit, partial(self._read, unit)
 
-    def _read(self, unit: str) -> Recording:
+    def _read(self, unit: str) -> Episode:
         with h5py.File(self.options.path / unit) as file:
             camera = self.options.image_key or "cam0"
             actions = _actions(file)
             frames = itertools.islice(_frames(file[f"env/{camera}_video"]), len(actions) + 1)  # some go on without any
-            return self.options.recording(frames, actions)
+            return self.options.episode(frames, actions)
 
 
 def _frames(video: Any) -> Iterator[np.ndarray]:

@@ -3,7 +3,7 @@
     reader = NpzFolder(options)
     for name, units in reader.shards(100).items():      # shards can be made in parallel and in any order
         for clip, read in reader.clips(units):
-            recording = read()                          # raises one of BROKEN where the clip is damaged; None: left out
+            episode = read()                          # raises one of BROKEN where the clip is damaged; None: left out
 
 A reader lists what there is without opening it; `read` opens one clip. So a damaged clip costs that clip alone and can
 be named. Letters: T frames of a clip, H W height and width as recorded, A action.
@@ -24,12 +24,13 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from world_model.data.clips import DataError, Recording
+from world_model.api import Episode
+from world_model.data.clips import DataError
 
 # What the libraries below raise on a file that is not what it should be.
 BROKEN = (OSError, ValueError, KeyError, IndexError, EOFError, struct.error, zipfile.BadZipFile, zlib.error)
 
-NamedClip = tuple[str, Callable[[], Recording | None]]
+NamedClip = tuple[str, Callable[[], Episode | None]]
 
 
 class MissingPackage(DataError):
@@ -61,13 +62,13 @@ class SourceOptions(NamedTuple):
     classes: tuple[int, ...]  # of Something-Something v2: those to keep; empty keeps all
     left_out: frozenset[str] = frozenset()  # episodes to leave out, by the stem of the file that holds or held them
 
-    def recording(
+    def episode(
         self,
         frames: Iterable[np.ndarray],
         actions: np.ndarray | None = None,
         rewards: np.ndarray | None = None,
         successes: np.ndarray | None = None,
-    ) -> Recording:
+    ) -> Episode:
         """The training format of one clip.
 
         Args:
@@ -99,7 +100,7 @@ class SourceOptions(NamedTuple):
             steps[kind] = used.reshape(length, self.step, -1)
         joined = steps["actions"].reshape(length, self.step * steps["actions"].shape[2])
         touched = steps["successes"].max((1, 2)) if "successes" in steps else None
-        return Recording(np.stack(kept), joined, steps["rewards"].sum((1, 2)), touched)
+        return Episode(np.stack(kept), joined, steps["rewards"].sum((1, 2)), successes=touched)
 
 
 def fit(frame: np.ndarray, size: int, crop: Literal["none", "center"] = "none") -> np.ndarray:

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from world_model.data.clips import DataError, Recording
+from world_model.api import Episode
+from world_model.data.clips import DataError
 from world_model.data.source import NamedClip, SourceOptions, decode_image, found, groups
 
 PREFIX = "something-something-v2-"
@@ -46,12 +47,12 @@ class SomethingV2:
         for unit in units:
             yield unit, partial(self._read, unit)
 
-    def _read(self, unit: str) -> Recording:
+    def _read(self, unit: str) -> Episode:
         clip = self.options.path / unit
         if clip.is_dir():
             images = sorted(clip.glob("*.jpg"), key=lambda file: int(file.stem))
-            return self.options.recording(decode_image(image.read_bytes()) for image in images)
-        return self.options.recording(_frames(clip))
+            return self.options.episode(decode_image(image.read_bytes()) for image in images)
+        return self.options.episode(_frames(clip))
 
     def _classes(self) -> dict[str, int]:
         """The class of each clip, by its number."""

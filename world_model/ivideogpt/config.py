@@ -34,35 +34,33 @@ class Rhythm:
 
 @dataclass(frozen=True)
 class LearnerConfig:
-    batch_size: Annotated[int, "[1, inf)"]  # clips of a transformer update
-    segment_length: Annotated[int, "[2, inf)"]  # T, frames of such a clip
-    tokenizer_batch_size: Annotated[int, "[1, inf)"]  # clips of a tokenizer update
-    # frames among which such a clip's future frames are drawn; segment_length as officially
+    """What each key does stands beside its value in configs/config.yaml. T is `segment_length`, F is
+    `sampled_future_frames`.
+    """
+
+    batch_size: Annotated[int, "[1, inf)"]
+    segment_length: Annotated[int, "[2, inf)"]
+    tokenizer_batch_size: Annotated[int, "[1, inf)"]
     tokenizer_span: Annotated[int, "[2, inf)"]
     tokenizer_lr: Annotated[float, "(0, inf)"]
     transformer_lr: Annotated[float, "(0, inf)"]
-    warmup_updates: Annotated[int, "[0, inf)"]  # both rates rise linearly over this many updates
-    decay_updates: Annotated[int, "[0, inf)"]  # and fall until this many; 0 keeps them, as officially online
-    decay: Literal["linear", "cosine"]  # to a tenth, from the first update on; or to nothing, after the warm-up
+    warmup_updates: Annotated[int, "[0, inf)"]
+    decay_updates: Annotated[int, "[0, inf)"]
+    decay: Literal["linear", "cosine"]
     weight_decay: Annotated[float, "[0, inf)"]
     max_grad_norm: Annotated[float, "(0, inf)"]
     reward_weight: Annotated[float, "[0, inf)"]
-    # largest share of the input tokens replaced at random, in every other clip; 0 as officially
     token_noise: Annotated[float, "[0, 1]"]
-    tokenizer_dropout: bool  # while the tokenizer learns; officially only in pre-training
-    # F, future frames of a clip that the tokenizer reconstructs in one update
+    tokenizer_dropout: bool
     sampled_future_frames: Annotated[int, "[1, inf)"]
-    embed_codes: bool  # a transformer that has learned nothing begins with the tokenizer's codes; false as officially
-    freeze_codebooks: bool | None  # None: where the model starts from pre-trained weights, as officially
-    # tokenizer updates as a plain autoencoder before codes are used; 0 as officially
+    embed_codes: bool
+    freeze_codebooks: bool | None
     quantize_after: Annotated[int, "[0, inf)"]
-    # updates after that during which unused codes are restarted; 0 never, as officially
     revive_codes_until: Annotated[int, "[0, inf)"]
-    mse_weight: Annotated[float, "[0, inf)"]  # of squared error beside L1 in the reconstruction loss; 0 as officially
-    # of the same error averaged over the pixels that move alone; 0 as officially
+    mse_weight: Annotated[float, "[0, inf)"]
     motion_weight: Annotated[float, "[0, inf)"]
-    perceptual_weights: str  # folder with LPIPS-VGG weights, or "none"
-    precision: Literal["auto", "fp32", "bf16"]  # "auto" (bf16 where the device computes in it), "fp32" or "bf16"
+    perceptual_weights: str
+    precision: Literal["auto", "fp32", "bf16"]
 
     def __post_init__(self) -> None:
         if self.token_noise and self.batch_size == 1:

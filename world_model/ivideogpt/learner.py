@@ -18,12 +18,12 @@ import threading
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from world_model.api import Clips, ClipSampler, Dream, Origin
+from world_model.api import Clips, ClipSampler, Dream, StartOptions
 from world_model.ivideogpt import parallel
 from world_model.ivideogpt.adversary import Adversary, DiscriminatorConfig
 from world_model.ivideogpt.config import LearnerConfig, Rhythm, TokenClips
@@ -148,18 +148,9 @@ class WorldModelLearner:
         with self._still, self.autocast():
             yield
 
-    def start(
-        self,
-        context: Tensor,
-        temperature: float = 1.0,
-        top_k: int = 100,
-        generator: torch.Generator | None = None,
-        *,
-        origins: Sequence[Origin] | None = None,
-        horizon: int | None = None,
-    ) -> TokenRollout:
+    def start(self, context: Tensor, *, horizon: int | None = None, **options: Unpack[StartOptions]) -> TokenRollout:
         """Begin to dream; see `world_model.api.WorldModel.start`."""
-        return TokenRollout(self.model, context, temperature, top_k, generator, horizon, self._inference)
+        return self.model.start(context, horizon=horizon, guard=self._inference, **options)
 
     @torch.no_grad()
     def diagnose(self, clips: Clips, dream: Dream) -> dict[str, float]:

@@ -41,7 +41,7 @@ class IVideoGPT(VideoGPT):
         generator: torch.Generator | None = None,
     ) -> Dream:
         """Dream `horizon` frames ahead; see `world_model.api.imagine`."""
-        return imagine(self, context, policy, horizon, temperature, top_k, generator)
+        return imagine(self, context, policy, horizon, temperature=temperature, top_k=top_k, generator=generator)
 
     @classmethod
     def from_pretrained(

@@ -26,7 +26,7 @@ ROOM = 16  # frames that a rollout has room for at first when nobody says how lo
 
 
 def sample(logits: Tensor, temperature: float, top_k: int, generator: torch.Generator | None) -> Tensor:
-    """Draw one id a row: logits (B, V) -> int64 (B, 1). temperature 0 takes the likeliest."""
+    """Draw one id a row: logits (B, V) -> int64 (B, 1). temperature 0 takes the argmax."""
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
     top, ids = logits.float().topk(min(top_k, logits.shape[-1]), dim=-1)
@@ -135,6 +135,11 @@ class TokenRollout:
         return (self._model.transformer.config.max_position_embeddings - layout.prefix) // layout.stride
 
     @property
+    def steps_left(self) -> int:
+        """Steps before the dream begins again from its own last frames."""
+        return self._fitting() - len(self._codes)
+
+    @property
     def frames(self) -> Tensor:
         """Float (B, K+t, 3, H, W) in [0, 1]: the frames given and those dreamt so far. Not to be written to."""
         self._decode()
@@ -152,7 +157,7 @@ class TokenRollout:
         model, layout = self._model, self._model.layout
         transformer, first = model.transformer, layout.first_dynamics_id
         with self._computing():
-            if len(self._codes) == self._fitting():
+            if not self.steps_left:
                 self._begin_again()
             opened = self._slot if model.action_linear is None else self._slot + model.action_linear(action)[:, None]
             # Draw the n tokens of the frame. The first pass also reads the last token of the frame before.
@@ -217,10 +222,11 @@ class TokenRollout:
         """Code vectors of tokens; see `world_model.api.TokenizedRollout`."""
         return self._model.tokenizer.dynamics_quantize.embedding(tokens - self._model.layout.first_dynamics_id).detach()
 
-    def fork(self) -> TokenRollout:
-        """A copy that can go another way. Both draw from one generator."""
+    def fork(self, temperature: float | None = None) -> TokenRollout:
+        """A copy that can go another way, at another `temperature` if given. Both draw from one generator."""
         self.read_last_token()
         other = copy.copy(self)
+        other._temperature = self._temperature if temperature is None else temperature
         other.anchors, other._codes = list(self.anchors), list(self._codes)
         other._frames, other._cache = self._frames.clone(), self._cache.fork()
         return other
@@ -236,7 +242,7 @@ class TokenRollout:
         other._unread = other._slot[:, :0]
         with self._computing():
             layout = self._model.layout
-            other._cache = self._cache.expand(n, layout.stride * min(self._room, self._fitting() - len(self._codes)))
+            other._cache = self._cache.expand(n, layout.stride * min(self._room, self.steps_left))
             first = layout.first_dynamics_id
             weight = self._model.transformer.head.weight[first : first + layout.dynamics_codes]
             other._score = PackedLinear(weight, len(other._slot))

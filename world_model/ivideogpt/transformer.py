@@ -158,8 +158,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, cache: KVCache, layer: int) -> Tenso
         own = own.masked_fill(later, -torch.inf)
     weights = torch.cat([past, own], dim=-1).softmax(-1, dtype=torch.float32).to(v.dtype)
     past, own = weights.split([past.shape[3], end], dim=-1)
-    seen = (by_group(past) @ past_v).unflatten(2, (-1, length)).transpose(1, 2).flatten(0, 1)
-    return seen + own @ v
+    attended = (by_group(past) @ past_v).unflatten(2, (-1, length)).transpose(1, 2).flatten(0, 1)
+    return attended + own @ v
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
@@ -171,15 +171,15 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
     if q.device.type != "cpu" or (q.dtype == torch.float32 and not dropout):
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
     later = torch.ones(QUERIES, QUERIES, dtype=torch.bool).triu(1)
-    seen = []
+    attended = []
     for start in range(0, q.shape[2], QUERIES):
         some = q[:, :, start : start + QUERIES] / q.shape[3] ** 0.5
         end = start + some.shape[2]
         scores = some @ k[:, :, :end].transpose(2, 3)  # (B, N, queries, end)
         scores[..., start:].masked_fill_(later[: end - start, : end - start], -torch.inf)
         weights = F.dropout(scores.softmax(-1, dtype=torch.float32).to(v.dtype), dropout)
-        seen.append(weights @ v[:, :, :end])
-    return torch.cat(seen, dim=2)
+        attended.append(weights @ v[:, :, :end])
+    return torch.cat(attended, dim=2)
 
 
 def project(linear: nn.Linear, x: Tensor, cache: KVCache | None) -> Tensor:

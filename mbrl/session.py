@@ -5,6 +5,7 @@ restart from the checkpoint of frame F, everything computed on a CPU from F on i
 """
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,12 @@ from agents import Agent, BehaviourCloner, Noisy, StreamBatch, TransitionBatch, 
 from mbrl.build import environment_keywords, make_agent, make_buffer, make_env
 from mbrl.collector import Collector, collect_demonstrations
 from mbrl.evaluate import Evaluation, play
+from mbrl.experiment import demonstrations
 from mbrl.experiment.run import Run, stream_seed
 from mbrl.experiment.settings import UserError
 from mbrl.experiment.video import encode_gif, side_by_side
-from mbrl.replay import Episode, ReplayBuffer
+from mbrl.replay import ReplayBuffer
+from world_model import Episode
 from world_model.api import is_due
 
 SHOWN = 3  # evaluation episodes in the video
@@ -65,19 +68,14 @@ class Session:
     def make_seed_agent(self) -> Agent:
         """Who acts during `num_seed_frames`, as `seed_policy` says."""
         s = self.settings
-        cloned = s.drqv2.bc_updates if isinstance(self.agent, BehaviourCloner) else 0
-        if cloned and not s.demonstrations:
-            raise UserError(
-                f"drqv2.bc_updates={cloned}: with demonstrations=0 there is nothing to clone; set demonstrations, or "
-                "drqv2.bc_updates=0"
-            )
+        cloned = isinstance(self.agent, BehaviourCloner) and s.demonstrations and s.drqv2.bc_updates
         seed = stream_seed(s.seed, "random")
-        if s.seed_policy == "random":
+        if s.seed_policy == "random" or (s.seed_policy == "auto" and not cloned):
             return Uniform(self.env.action_space.shape[0], self.device, seed)
         if not cloned:
             raise UserError(
-                "seed_policy=bc needs a cloned policy: set drqv2.bc_updates above 0 with agent=drqv2 or agent=mbpo, or "
-                "seed_policy=random"
+                "seed_policy=bc needs a cloned policy: set demonstrations and drqv2.bc_updates above 0 with "
+                "agent=drqv2 or agent=mbpo, or seed_policy=random"
             )
         return Noisy(self.agent, s.seed_stddev, self.device, seed)
 
@@ -93,13 +91,13 @@ class Session:
         else:
             self.restore()
         if s.demonstrations:
-            length = self.env.episode_decisions
-            self.demonstrations = self.make_buffer("demonstrations", s.demonstrations * length, length)
-            for episode in self.collector.stored_episodes(s.demonstrations):
+            length, count = self.env.episode_decisions, self.collector.demonstrations
+            self.demonstrations = self.make_buffer("demonstrations", count * length, length)
+            for episode in self.collector.stored_episodes(count):
                 self.demonstrations.add(episode)
             if not len(self.demonstrations):
                 raise UserError(
-                    f"none of the {s.demonstrations} demonstrations in {self.run.folder / 'replay'} can be read: "
+                    f"none of the {count} demonstrations in {self.run.folder / 'replay'} can be read: "
                     "remove the run folder to start over"
                 )
             if self.run.checkpoint is not None:
@@ -111,6 +109,8 @@ class Session:
 
     def _demonstrate(self) -> list[Episode]:
         s = self.settings
+        if isinstance(s.demonstrations, str):
+            return demonstrations.load(Path(s.demonstrations), s, self.env.episode_decisions)
         seed = stream_seed(s.seed, "demonstrations")
         return collect_demonstrations(s.task, s.demonstrations, seed, **environment_keywords(s))
 

@@ -1,0 +1,1 @@
+"""A page on which a person drives the dream, with the simulator beside it."""

@@ -1,0 +1,118 @@
+"""Demonstrations from a folder; which run is played; films; evaluations that are verified."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from playing import make_conduct, say, settings_of
+from tiny import Command, checkpoints, tiny
+
+from mbrl import train, verify
+from mbrl.experiment import demonstrations
+from mbrl.experiment.episodes import EpisodeStore
+from mbrl.experiment.settings import UserError
+from mbrl.play import play
+
+# -- demonstrations ----------------------------------------------------------------------------------------------------
+
+
+def drive_and_keep(folder: Path) -> Path:
+    """A successful episode kept from the page's side; returns the folder it is in."""
+    conduct = make_conduct(folder, pilot="expert", runs=True)
+    while not any(moment.success for moment in conduct.drive.tree.path(conduct.drive.here)):
+        conduct.advance()
+    say(conduct, "keep")
+    assert "train with demonstrations=" in conduct.status.note
+    assert "never touches success" not in conduct.status.note
+    return folder
+
+
+def test_a_driven_demonstration_trains_a_run(tmp_path: Path, run_root: Path, typed: Command):
+    folder = drive_and_keep(tmp_path / "kept")
+    drive_and_keep(folder)
+    [first, second] = EpisodeStore(folder).load([0, 1])
+    assert first.successes.any()
+    code, _, line = typed(train.main, *tiny(run_root, f"demonstrations={folder}", "num_train_frames=80"))
+    assert (code, line) == (0, "")
+    run = run_root / "toy/reach/mbpo/1"
+    replayed = list(EpisodeStore(run / "replay").load(range(2)))
+    for kept, again in zip((first, second), replayed, strict=True):
+        assert np.array_equal(kept.frames, again.frames)
+        assert np.array_equal(kept.actions, again.actions)
+    # It continues with those it began with, whatever becomes of the folder.
+    (folder / "000001.npz").unlink()
+    code, _, line = typed(train.main, *tiny(run_root, f"demonstrations={folder}", "num_train_frames=120"))
+    assert (code, line) == (0, "")
+    assert checkpoints(run)[-1] == 120
+
+
+def test_demonstrations_that_do_not_fit(tmp_path: Path, run_root: Path, typed: Command):
+    folder = drive_and_keep(tmp_path / "kept")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for overrides, said in (
+        ([f"demonstrations={tmp_path / 'nothing'}"], "nothing: there is no such folder; make play keeps"),
+        ([f"demonstrations={empty}"], "empty: there is no episode in it"),
+        ([f"demonstrations={folder}", "task=toy/centre"], "it was driven with task=toy/reach, not toy/centre"),
+        ([f"demonstrations={folder}", "action_repeat=1"], "it was driven with action_repeat=2, not 1"),
+        (["demonstrations=-1"], "demonstrations=-1 is out of range"),
+        (["demonstrations=2.5"], "demonstrations=2.5"),
+    ):
+        code, _, line = typed(train.main, *tiny(run_root, *overrides))
+        assert code == 2
+        assert said in line
+    with pytest.raises(UserError, match="cannot take it: it was driven with task=toy/reach, not toy/centre"):
+        demonstrations.keep(folder, next(EpisodeStore(folder).load([0])), settings_of("task=toy/centre"))
+
+
+# -- the commands ------------------------------------------------------------------------------------------------------
+
+
+def test_which_run_is_meant(finished: Path, tmp_path: Path, typed: Command):
+    for overrides, said in (
+        (
+            ["task=toy/reach", "watch=true", f"run_root={tmp_path}"],
+            "no run of toy/reach has weights here: make train TASK=toy/reach",
+        ),
+        (["task=toy/reach", "watch=true", f"run_root={finished.parents[3]}"], f"one of yours: add run={finished}"),
+        ([f"run={tmp_path}"], "has no checkpoints: it is no run folder"),
+        ([f"run={finished}", "task=hammer"], "learned task=toy/reach, not hammer"),
+        ([f"run={finished}", "batch_size=3"], "batch_size is the run's own beside run="),
+        ([f"run={finished}", "model=nowhere/at/all"], "model=nowhere/at/all: there is no such folder"),
+        (["task=toy/reach", "model=world_model/pretrained/small"], "knows actions of 4 numbers, toy/reach has 2"),
+        (["task=toy/reach", "port=70000"], "port=70000 is out of range"),
+    ):
+        code, _, line = typed(play.main, *overrides)
+        assert code == 2
+        assert said in line
+
+
+def test_a_film_of_the_policy(finished: Path, tmp_path: Path, typed: Command):
+    path = tmp_path / "films/dream.gif"
+    code, out, line = typed(play.main, f"run={finished}", f"gif={path}")
+    assert (code, line) == (0, "")
+    assert path.read_bytes()[:6] == b"GIF89a"
+    assert "10 decisions" in out
+
+
+def test_an_evaluation_is_verified(finished: Path, tmp_path: Path, typed: Command):
+    code, out, line = typed(verify.main, f"run={finished}", "device=cpu")
+    assert (code, line) == (0, "")
+    assert out.startswith(f"the same: {finished} at frame 160, 1 episodes: success rate")
+    copy = tmp_path / "run"
+    copy.mkdir()
+    for name in ("config.yaml", "checkpoints"):
+        (copy / name).symlink_to(finished / name)
+    rows = (finished / "eval.csv").read_text().splitlines()
+    frame, *rest = rows[-1].split(",")
+    (copy / "eval.csv").write_text("\n".join([rows[0], ",".join([frame, rest[0], "0.5", *rest[2:]])]))
+    code, _, line = typed(verify.main, f"run={copy}", "device=cpu")
+    assert code == 2
+    assert "not the same" in line
+    (copy / "eval.csv").write_text(rows[0])
+    code, _, line = typed(verify.main, f"run={copy}", "device=cpu")
+    assert code == 2
+    assert "has no evaluation at frame 160" in line
+    assert typed(verify.main)[2].startswith("error: run=none: name the folder")
+    published = "runs/published/hammer/drqv2/1"
+    assert "has no checkpoints: it is no run folder" in typed(verify.main, f"run={published}")[2]
