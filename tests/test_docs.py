@@ -19,6 +19,7 @@ from mbrl.data.data import DataSettings
 from mbrl.experiment.logger import EVAL_COLUMNS, TRAIN_COLUMNS
 from mbrl.experiment.settings import flatten, load, load_plain, to_dict
 from mbrl.export.export import ExportSettings
+from mbrl.plan.plan import PlanSettings
 from mbrl.play.play import PlayOptions, parts_of
 from mbrl.predict.predict import PredictSettings
 from mbrl.pretrain.pretrain import PretrainSettings
@@ -34,6 +35,7 @@ PLAIN = {
     "data": DataSettings,
     "export": ExportSettings,
     "play": PlayOptions,
+    "plan": PlanSettings,
     "predict": PredictSettings,
     "pretrain": PretrainSettings,
     "study": StudySettings,
