@@ -16,6 +16,7 @@ KNOWS_compare := TASKS RUNS NAME ARGS
 KNOWS_data := SOURCE ARGS
 KNOWS_pretrain := DATA STAGE ARGS
 KNOWS_predict := MODEL DATA ARGS
+KNOWS_plan := TASK GOAL MODEL ARGS
 KNOWS_study := NAME MODEL DATA ARGS
 KNOWS_export := RUN ARGS
 KNOWS_bench := TASK AGENT SEED PRESET PEER PEER_PYTHON ARGS
@@ -25,7 +26,7 @@ KNOWS_verify := RUN ARGS
 KNOWS_doctor := ARGS
 KNOWS_tasks := ARGS
 KNOWS_test := ARGS
-TARGETS := help setup train resume eval sweep compare data pretrain predict study export bench play watch verify doctor tasks test check lint
+TARGETS := help setup train resume eval sweep compare data pretrain predict study plan export bench play watch verify doctor tasks test check lint
 
 # --- what was typed, before anything is done ----------------------------------------------------------------------
 # A word that no target knows must stop make: `make train task=hammer` would train another task for hours.
@@ -84,6 +85,7 @@ help:
 	@echo "make pretrain  pre-train a world model on DATA; STAGE=tokenizer|transformer|both (keys: configs/pretrain.yaml)"
 	@echo "make predict   predict recorded video with MODEL and DATA, with metrics (keys: configs/predict.yaml)"
 	@echo "make study     small studies of a model, NAME=fewshot|scaling|efficiency|decoupling, each a table (configs/study.yaml)"
+	@echo "make plan      reach goals of TASK by planning in MODEL, GOAL=expert|<image> (docs/planning.md, configs/plan.yaml)"
 	@echo "make export    write the episodes of RUN, or its dreams, as a LeRobot dataset (keys: configs/export.yaml)"
 	@echo "make bench     measure speed; with PEER and PEER_PYTHON beside the official code (docs/performance.md)"
 	@echo "make play      drive a dream of TASK with the simulator beside it, on a page of this machine (docs/play.md)"
@@ -96,7 +98,8 @@ help:
 	@echo "make lint      check style and types"
 	@echo
 	@echo "TASK=coffee-push     a Meta-world task, dm_control/walker-walk, ..., or toy/reach"
-	@echo "AGENT=mbpo           mbpo: DrQ-v2 that also learns in an iVideoGPT world model; drqv2: without it; dreamerv3"
+	@echo "AGENT=mbpo           mbpo: DrQ-v2 that also learns in an iVideoGPT world model; drqv2: without it; dreamerv3;"
+	@echo "                     mpc: no policy, plans in a world model that it learns"
 	@echo "SEED=1               of everything random in the run"
 	@echo "PRESET=auto          smoke (minutes), small (a laptop), paper (a GPU), auto (small or paper by device)"
 	@echo "PEER=DIR             a checkout of thuml/iVideoGPT; PEER_PYTHON: the python of an environment that runs it"
@@ -112,7 +115,7 @@ help:
 	@echo "                     install page lists them); without it the build that pip finds by default."
 	@echo "                     Another build later: remove $(VENV) first."
 
-.PHONY: train resume eval sweep compare data pretrain predict study export bench play watch verify doctor tasks
+.PHONY: train resume eval sweep compare data pretrain predict study plan export bench play watch verify doctor tasks
 train: setup
 	$(PY) -m mbrl.train $(CHOSEN) $(call given,preset,$(PRESET)) $(ARGS)
 
@@ -142,6 +145,9 @@ predict: setup
 
 study: setup
 	$(PY) -m mbrl.study $(call given,study,$(NAME)) $(call given,start_from,$(MODEL)) $(call given,data,$(DATA)) $(ARGS)
+
+plan: setup
+	$(PY) -m mbrl.plan $(call given,task,$(TASK)) $(call given,goal,$(GOAL)) $(call given,model,$(MODEL)) $(ARGS)
 
 play: setup
 	$(PY) -m mbrl.play $(PLAYED) $(ARGS)

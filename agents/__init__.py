@@ -6,6 +6,7 @@ from agents.api import Agent, BehaviourCloner, InvalidConfig, StateMismatch, Str
 from agents.dreamerv3 import DreamerV3, DreamerV3Config
 from agents.drqv2 import DrQv2, DrQv2Config
 from agents.noisy import Noisy
+from agents.planner import Plan, Planner, PlannerConfig
 from agents.schedules import parse_schedule, value_range
 from agents.uniform import Uniform
 
@@ -35,6 +36,9 @@ __all__ = [
     "InvalidConfig",
     "Kind",
     "Noisy",
+    "Plan",
+    "Planner",
+    "PlannerConfig",
     "StateMismatch",
     "StreamBatch",
     "TransitionBatch",

@@ -205,6 +205,13 @@ class DrQv2:
                 action, _ = self._better(features, action, self.cloned(obs))
         return action
 
+    @torch.no_grad()
+    def value(self, obs: Tensor) -> Tensor:
+        """The smaller Q of the actor's mean action, float32 (B,), for obs uint8 (B, C, H, W)."""
+        with self._autocast():
+            features = self.encoder(obs.to(self.device))
+            return torch.min(*self.critic(features, self.actor(features))).squeeze(1).float()
+
     def clone(self) -> Iterator[dict[str, Tensor]]:
         """`bc_updates` steps of behaviour cloning of encoder and actor; the optimizers of `update` know nothing of it.
 

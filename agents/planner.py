@@ -1,11 +1,11 @@
 """Planning by sampling: draw action sequences, score them, move the distribution towards the good ones, repeat.
 
-    planner = Planner(PRESETS["icem"], action_dim=4, seed=1, device="cpu")
+    planner = Planner(config, action_dim=4, seed=1, device="cpu")
     planner.reset()                            # at an episode's start
     plan = planner.plan(score)                 # score: actions (N, H, A) -> (N,), higher is better
     plan.actions[: planner.config.execute]     # take these, then plan again
 
-One loop; the published planners are settings of it (`PRESETS`):
+One loop; the published planners are settings of it, and their values lie in `configs/planners/`:
 
     vp2_mppi   MPPI of VP2 (2304.13723), used by iVideoGPT (2405.15223): one iteration, a softmax over all samples
     vp2_cem    CEM of VP2: std kept within half the distance to the bounds, the best sample is the answer
@@ -23,8 +23,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,28 +43,36 @@ CHOICES = {
 
 @dataclass(frozen=True)
 class PlannerConfig:
-    """Settings of a planner; `PRESETS` has the published ones.
+    """Settings of a planner; the published ones lie in `configs/planners/`, where ranges are checked.
 
     Raises:
         InvalidConfig: a setting that cannot be used.
     """
 
-    horizon: int  # H, actions a plan
-    samples: int  # N, candidates an iteration, all kinds of them together
-    iterations: int
-    elites: int  # E, candidates that the distribution is refitted to; fewer if fewer have a finite score
-    kept: int  # K, of the elites; candidates of the next iteration, and shifted of the next plan
-    execute: int  # actions taken before the next plan; the warm start is shifted by so many
+    horizon: Annotated[int, "[1, inf)"]  # H, actions a plan
+    samples: Annotated[int, "[1, inf)"]  # N, candidates an iteration, all kinds of them together
+    iterations: Annotated[int, "[1, inf)"]
+    elites: Annotated[
+        int, "[1, inf)"
+    ]  # E, candidates that the distribution is refitted to; fewer if fewer have a finite score
+    kept: Annotated[int, "[0, inf)"]  # K, of the elites; candidates of the next iteration, and shifted of the next plan
+    execute: Annotated[int, "[1, inf)"]  # actions taken before the next plan; the warm start is shifted by so many
     noise: str  # in time: white | filtered | autoregressive | coloured, see `time_noise`
-    noise_parameter: float  # correlation of neighbours (filtered, autoregressive), exponent beta (coloured)
-    std: float | tuple[float, ...]  # at the start of every plan, in action units; one for all dimensions or A of them
-    std_min: float  # bounds of the refitted std
-    std_max: float
+    noise_parameter: Annotated[
+        float, "[0, inf)"
+    ]  # correlation of neighbours (filtered, autoregressive), exponent beta (coloured)
+    # at the start of every plan, in action units; one for all dimensions or A of them
+    std: Annotated[tuple[Annotated[float, "(0, inf)"], ...], "[1, inf)"]
+    std_min: Annotated[float, "[0, inf)"]  # bounds of the refitted std
+    std_max: Annotated[float, "(0, inf)"]
     std_within_bounds: bool  # sample with a std of at most half the distance from the mean to the nearer of -1 and 1
     refit_std: bool
-    weight_scale: float  # elites weigh softmax(weight_scale * score): it depends on the score's units; 0: equally
-    momentum: float  # share of the old mean and std in the new ones
-    proposals_always: bool  # candidates of the policy in every iteration, not in the first alone
+    weight_scale: Annotated[
+        float, "[0, inf)"
+    ]  # elites weigh softmax(weight_scale * score): it depends on the score's units; 0: equally
+    momentum: Annotated[float, "[0, 1)"]  # share of the old mean and std in the new ones
+    proposals: Annotated[int, "[0, inf)"]  # candidates that a policy is asked for, where there is one
+    proposals_always: bool  # they are candidates of every iteration, not of the first alone
     answer: str  # mean | best_seen | best_of_last (iteration) | drawn (an elite, by weight)
     carry: str  # what the next plan starts from: mean | answer
     fill: str  # behind the shifted warm start: repeat (its last action) | zeros
@@ -73,96 +81,21 @@ class PlannerConfig:
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise InvalidConfig(f"{name}={getattr(self, name)!r} is unknown: choose {', '.join(known)}")
-        deviations = self.std if isinstance(self.std, tuple) else (self.std,)
         correlated = self.noise in ("filtered", "autoregressive")
         needs = {
-            f"horizon={self.horizon}: must be at least 1": self.horizon >= 1,
-            f"iterations={self.iterations}: must be at least 1": self.iterations >= 1,
-            f"elites={self.elites}: must be from 1 to samples={self.samples}": 1 <= self.elites <= self.samples,
-            f"kept={self.kept}: must be from 0 to elites={self.elites}": 0 <= self.kept <= self.elites,
-            f"kept={self.kept}: must leave samples={self.samples} room for the mean": self.kept < self.samples,
-            f"execute={self.execute}: must be from 1 to horizon={self.horizon}": 1 <= self.execute <= self.horizon,
-            f"std={self.std}: must be positive": bool(deviations) and all(std > 0 for std in deviations),
-            f"std_min={self.std_min}: must be from 0 to std_max={self.std_max}": 0 <= self.std_min <= self.std_max,
-            f"weight_scale={self.weight_scale}: must not be negative": self.weight_scale >= 0,
-            f"momentum={self.momentum}: must be in [0, 1)": 0 <= self.momentum < 1,
-            f"noise_parameter={self.noise_parameter}: must be in [0, 1) if noise={self.noise}": not correlated
-            or 0 <= self.noise_parameter < 1,
+            f"elites={self.elites}: must be at most samples={self.samples}": self.elites <= self.samples,
+            f"kept={self.kept}: must be at most elites={self.elites}": self.kept <= self.elites,
+            f"kept={self.kept} and proposals={self.proposals}: must leave samples={self.samples} room for the mean": (
+                self.kept + self.proposals < self.samples
+            ),
+            f"execute={self.execute}: must be at most horizon={self.horizon}": self.execute <= self.horizon,
+            f"std_min={self.std_min}: must be at most std_max={self.std_max}": self.std_min <= self.std_max,
+            f"noise_parameter={self.noise_parameter}: must be less than 1 if noise={self.noise}": not correlated
+            or self.noise_parameter < 1,
         }
         for message, met in needs.items():
             if not met:
                 raise InvalidConfig(message)
-
-
-_VP2 = PlannerConfig(
-    horizon=10,
-    samples=200,
-    iterations=1,
-    elites=200,
-    kept=0,
-    execute=1,
-    noise="filtered",
-    noise_parameter=0.5,
-    std=0.5,  # VP2 on RoboDesk: (.5, .5, .5, .1, .1)
-    std_min=0.0,
-    std_max=math.inf,
-    std_within_bounds=False,
-    refit_std=False,
-    weight_scale=0.05,
-    momentum=0.0,
-    proposals_always=False,
-    answer="mean",
-    carry="answer",
-    fill="repeat",
-)
-_CEM = replace(_VP2, iterations=3, elites=10, refit_std=True, weight_scale=0.0)
-
-PRESETS = {
-    "vp2_mppi": _VP2,
-    "vp2_cem": replace(_CEM, std_within_bounds=True, answer="best_of_last"),
-    "cem": replace(
-        _CEM,
-        horizon=5,
-        samples=300,
-        iterations=30,
-        elites=30,
-        execute=5,
-        noise="white",
-        std=1.0,
-        carry="mean",
-        fill="zeros",
-    ),
-    "icem": replace(
-        _CEM,
-        samples=64,
-        iterations=4,
-        elites=8,
-        kept=3,
-        execute=5,
-        noise="coloured",
-        noise_parameter=2.0,
-        std_min=0.1,
-        momentum=0.1,
-        answer="best_seen",
-        carry="mean",
-    ),
-    "tdmpc2": replace(
-        _CEM,
-        horizon=3,
-        samples=512,
-        iterations=6,
-        elites=64,
-        noise="white",
-        std=2.0,
-        std_min=0.05,
-        std_max=2.0,
-        weight_scale=0.5,
-        proposals_always=True,  # TD-MPC2 gives 24
-        answer="drawn",
-        carry="mean",
-        fill="zeros",
-    ),
-}
 
 
 class Plan(NamedTuple):
@@ -245,13 +178,13 @@ class Planner:
     """Plans for one environment (see the module's docstring).
 
     Args:
-        config: one of `PRESETS`, or `dataclasses.replace` of one.
+        config: its settings.
         action_dim: A.
         seed: of its own generator; nothing else is drawn from.
         device: where candidates are drawn and refitted.
         dtype: of the candidates.
     Raises:
-        InvalidConfig: `config.std` is a tuple of other than A numbers.
+        InvalidConfig: `config.std` has neither one number nor A of them.
     """
 
     def __init__(
@@ -262,7 +195,7 @@ class Planner:
         device: torch.device | str,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        if isinstance(config.std, tuple) and len(config.std) != action_dim:
+        if len(config.std) not in (1, action_dim):
             raise InvalidConfig(f"std={config.std}: must be one number or {action_dim}, one an action dimension")
         self.config, self.device = config, torch.device(device)
         self._zeros = torch.zeros(config.horizon, action_dim, dtype=dtype, device=self.device)

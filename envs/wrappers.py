@@ -144,6 +144,15 @@ class PixelEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self._stack = np.concatenate([self._stack[3:], self.simulator.render()])  # (3 * frame_stack, H, W)
         return self._stack.copy(), reward, terminated, truncated, {"success": float(success)}
 
+    def step_unseen(self, action: np.ndarray) -> tuple[float, bool, bool, dict[str, Any]]:
+        """As `step` without the observation, which is not drawn.
+
+        Drawn frames that come later do not know of it: `restore` the snapshot of this moment, its `stack` set to None,
+        to see it.
+        """
+        reward, success, terminated, truncated = self._decide(action)
+        return reward, terminated, truncated, {"success": float(success)}
+
     def snapshot(self) -> Snapshot:
         """The present moment of the episode."""
         return Snapshot((self.simulator.snapshot(),), self._stack, self._decision)

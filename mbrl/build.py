@@ -14,6 +14,7 @@ import envs
 from agents import AGENTS, Agent, DrQv2Config, Uniform, value_range
 from mbrl.experiment.run import stream_seed
 from mbrl.experiment.settings import Settings, UserError
+from mbrl.plan.agent import PlanningAgent
 from mbrl.replay import ReplayBuffer
 from mbrl.simulator import SimulatorWorld
 from world_model import IVideoGPT, WeightsError, WorldModel
@@ -27,7 +28,7 @@ HUB_NAME = re.compile(r"(?P<hub>hub:)?(?P<repository>(?P<owner>[\w-][\w.-]*)/[\w
 OTHER_WEIGHTS = "and none starts from random weights"
 PAPER_WITHOUT_WEIGHTS = (
     "warning: preset=paper fine-tunes for a thousand updates what the paper had pre-trained for a million; without "
-    "world_model.pretrained=<folder> it begins with random weights and will dream badly for long (see the README)"
+    "world_model.pretrained=<folder> it begins with random weights and will dream badly for long (see docs/tutorial.md)"
 )
 
 
@@ -69,6 +70,8 @@ def make_agent(settings: Settings, env: envs.PixelEnv, device: torch.device) -> 
     """The agent of `settings.agent`. A new one gets its line in `AGENTS`."""
     shape, (action_dim,) = env.observation_space.shape, env.action_space.shape
     seed = stream_seed(settings.seed, "agent")
+    if settings.agent == "mpc":
+        return PlanningAgent(settings.planning, action_dim, seed, device, stddev=settings.exploration_stddev)
     if settings.agent == "uniform":
         return Uniform(action_dim, device, seed)
     if settings.agent not in AGENTS:

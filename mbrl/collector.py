@@ -17,7 +17,7 @@ from agents import Agent
 from mbrl.experiment.episodes import EpisodeStore
 from mbrl.experiment.run import Run, stream_seed
 from mbrl.replay import ReplayBuffer
-from world_model import Episode
+from world_model import Episode, Origin
 
 ATTEMPTS = 10  # episodes a demonstration; the experts of the paper's six tasks succeed nearly every time
 
@@ -28,11 +28,12 @@ class EpisodeRecorder:
     def __init__(self, env: envs.PixelEnv) -> None:
         self.env = env
         self.over = True  # whether no episode is under way
+        self.success = False  # whether the last decision touched success
 
     def begin(self, seed: int | None = None) -> np.ndarray:
         """Start an episode; the first observation, uint8 (C, H, W)."""
         self.obs, info = self.env.reset(seed=seed)
-        self._seed, self.over, self._terminated = info["seed"], False, False
+        self._seed, self.over, self.success, self._terminated = info["seed"], False, False, False
         self._frames, self._actions = [self.obs[-3:]], list[np.ndarray]()
         self._rewards, self._successes = list[float](), list[float]()
         return self.obs
@@ -44,11 +45,18 @@ class EpisodeRecorder:
         self._actions.append(action)
         self._rewards.append(reward)
         self._successes.append(info["success"])
+        self.success = bool(info["success"])
         self.over = self._terminated or truncated
         return self.obs
 
+    @property
+    def origin(self) -> Origin:
+        """The present moment."""
+        taken = np.asarray(self._actions, np.float32).reshape(-1, *self.env.action_space.shape)
+        return Origin(self._seed, taken, len(taken))
+
     def episode(self) -> Episode:
-        """What was recorded since `begin`."""
+        """What was recorded since `begin`, at least one decision."""
         return Episode(
             np.stack(self._frames),
             np.stack(self._actions).astype(np.float32),

@@ -4,6 +4,7 @@ The environment and the seeds are evaluation's own, and nothing random of the tr
 more often changes no weight.
 """
 
+import dataclasses
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -12,18 +13,21 @@ import torch
 from tqdm import tqdm
 
 import envs
-from agents import Agent
-from mbrl.build import make_agent, make_env
+from agents import Agent, DrQv2
+from mbrl.build import make_agent, make_env, make_world
 from mbrl.collector import record
 from mbrl.experiment import checkpoints
+from mbrl.experiment.checkpoints import Checkpoint
 from mbrl.experiment.command import command
 from mbrl.experiment.identity import FREE_KEYS
 from mbrl.experiment.run import CHECKPOINTS, run_folder, stored_settings, stream_seed
-from mbrl.experiment.settings import UserError, load, pick_device, typed_keys
+from mbrl.experiment.settings import Settings, UserError, load, pick_device, typed_keys
 from mbrl.experiment.video import side_by_side, write_gif
+from mbrl.plan.agent import PlanningAgent, plan_for_rewards
 from world_model import Episode
 
 SHOWN = 3  # episodes in a video
+PLANNING = ("planner", "planning")
 FREE = FREE_KEYS | {"num_eval_episodes", "device"}
 
 
@@ -49,12 +53,33 @@ def play(agent: Agent, env: envs.PixelEnv, decision: int, seeds: Iterable[int]) 
     return Evaluation(float(np.mean(returns)), float(np.mean(successes)), episodes, successes)
 
 
+def planning_agent(
+    agent: Agent, settings: Settings, env: envs.PixelEnv, saved: Checkpoint, device: torch.device
+) -> PlanningAgent:
+    """`agent`, or a planner that it helps, with the world model of the checkpoint. Raises UserError: there is none."""
+    if settings.agent not in ("mbpo", "mpc"):
+        raise UserError(f"planner={settings.planner}: agent={settings.agent} has no world model to plan in")
+    world = make_world(settings, env, device)
+    world.load_weights(saved.load("world_model.safetensors", device))
+    policy = agent if isinstance(agent, DrQv2) else None
+    if not isinstance(agent, PlanningAgent):
+        seed = stream_seed(settings.seed, "make eval", "planner")
+        agent = PlanningAgent(settings.planning, env.action_space.shape[0], seed, device)
+    plan_for_rewards(agent, world, settings.discount, policy)
+    return agent
+
+
 def evaluate(overrides: list[str]) -> None:
     """Evaluate the newest checkpoint of the run of task, agent and seed on fresh episodes; nothing of it changes.
 
-    Of its keys, those in `FREE` may differ from the run's.
+    Of its keys, those in `FREE` may differ from the run's. With `planner=<name>` a planner acts, in the run's world
+    model: the policy proposes candidates, and its critic tells what comes after the horizon.
     """
-    settings = stored_settings(load(overrides), typed_keys(overrides), FREE)
+    asked, typed = load(overrides), typed_keys(overrides)
+    planned = {key for key in typed if key.split(".")[0] in PLANNING}
+    settings = stored_settings(asked, typed - planned, FREE)
+    if planned:
+        settings = dataclasses.replace(settings, planner=asked.planner, planning=asked.planning)
     folder = run_folder(settings)
     saved = checkpoints.latest(folder / CHECKPOINTS)
     if saved is None:
@@ -62,15 +87,19 @@ def evaluate(overrides: list[str]) -> None:
     device, env = pick_device(settings.device), make_env(settings)
     agent = make_agent(settings, env, device)
     agent.load_weights(saved.load("agent.safetensors", device))  # all that acting needs, and fit for any device
+    if planned or isinstance(agent, PlanningAgent):
+        agent = planning_agent(agent, settings, env, saved, device)
     # Not the seeds that training evaluated with: its choice of a checkpoint may have been made on those.
     seeds = [stream_seed(settings.seed, "make eval", i) for i in range(settings.num_eval_episodes)]
     bar = tqdm(seeds, unit="episode", dynamic_ncols=True)
     result = play(agent, env, saved.frame // settings.action_repeat, bar)
     env.close()
-    video = folder / "videos" / f"make_eval_{saved.frame:09d}.gif"
+    planner = f"_{settings.planner}" if planned else ""
+    video = folder / "videos" / f"make_eval{planner}_{saved.frame:09d}.gif"
     write_gif(video, side_by_side([episode.frames for episode in result.episodes[:SHOWN]], scale=2), fps=20)
+    acting = f", planner {settings.planner}" if isinstance(agent, PlanningAgent) else ""
     print(
-        f"{folder} at frame {saved.frame}: success rate {result.success_rate:.2f}, "
+        f"{folder} at frame {saved.frame}{acting}: success rate {result.success_rate:.2f}, "
         f"return {result.episode_return:.1f} over {len(seeds)} episodes ({video})"
     )
 

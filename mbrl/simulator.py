@@ -20,9 +20,23 @@ import envs
 from envs.wrappers import Snapshot
 from mbrl.rollout import to_float
 from world_model import Clips, Dream, Origin
-from world_model.api import ClipSampler, PlainStep, StartOptions
+from world_model.api import ClipSampler, StartOptions
 
 KEPT = 128  # episodes whose moments are kept, of Meta-world 0.8 MB each
+
+
+class SimulatorStep:
+    """A decision that was simulated, and is drawn if somebody looks (`world_model.api.Step`)."""
+
+    tokens = None
+
+    def __init__(self, rollout: "SimulatorRollout", index: int, heads: dict[str, Tensor]) -> None:
+        self.heads, self._rollout, self._index = heads, rollout, index
+
+    @property
+    def frame(self) -> Tensor:
+        """Float (B, 3, H, W) in [0, 1]."""
+        return self._rollout.draw(self._index)
 
 
 class SimulatorRollout:
@@ -30,30 +44,44 @@ class SimulatorRollout:
 
     steps_left = None
 
-    def __init__(self, env: envs.PixelEnv, context: Tensor, moments: Sequence[Snapshot]) -> None:
-        self.frames, self._env, self._moments = context, env, list(moments)
+    def __init__(self, env: envs.PixelEnv, given: Tensor, moments: Sequence[Snapshot]) -> None:
+        self._env, self._given = env, given
+        self._moments = [list(moments)]  # of the start, and after each step; B each
+        self._drawn: dict[int, Tensor] = {}  # steps that were looked at
 
-    def step(self, action: Tensor) -> PlainStep:
-        frames, rewards, successes = [], [], []
-        for i, (moment, chosen) in enumerate(zip(self._moments, action.float().cpu().numpy(), strict=True)):
+    @property
+    def frames(self) -> Tensor:
+        """Float (B, K+t, 3, H, W) in [0, 1]: the frames given and those since."""
+        since = [self.draw(index)[:, None] for index in range(len(self._moments) - 1)]
+        return torch.cat([self._given, *since], dim=1)
+
+    def draw(self, index: int) -> Tensor:
+        """What is seen after step `index`, counted from 0."""
+        if index not in self._drawn:
+            moments = self._moments[index + 1]
+            frames = [self._env.restore(moment._replace(states=moment.states[-1:], stack=None)) for moment in moments]
+            self._drawn[index] = to_float(torch.from_numpy(np.stack(frames))).to(self._given.device)
+        return self._drawn[index]
+
+    def step(self, action: Tensor) -> SimulatorStep:
+        moments, rewards, successes = [], [], []
+        for moment, chosen in zip(self._moments[-1], action.float().cpu().numpy(), strict=True):
             self._env.restore(moment)
-            obs, reward, _, _, info = self._env.step(chosen)
-            self._moments[i] = self._env.snapshot()
-            frames.append(obs[-3:])
+            reward, _, _, info = self._env.step_unseen(chosen)
+            moments.append(self._env.snapshot()._replace(stack=moment.stack))
             rewards.append(reward)
             successes.append(info["success"])
-        device = self.frames.device
-        frame = to_float(torch.from_numpy(np.stack(frames))).to(device)
-        self.frames = torch.cat([self.frames, frame[:, None]], dim=1)
+        self._moments.append(moments)
+        device = self._given.device
         heads = {"reward": torch.tensor(rewards, device=device), "success": torch.tensor(successes, device=device)}
-        return PlainStep(frame, heads)
+        return SimulatorStep(self, len(self._moments) - 2, heads)
 
     def expand(self, n: int) -> "SimulatorRollout":
-        moments = [moment for moment in self._moments for _ in range(n)]
+        moments = [moment for moment in self._moments[-1] for _ in range(n)]
         return SimulatorRollout(self._env, self.frames.repeat_interleave(n, 0), moments)
 
     def fork(self, temperature: float | None = None) -> "SimulatorRollout":
-        return SimulatorRollout(self._env, self.frames, self._moments)
+        return SimulatorRollout(self._env, self.frames, self._moments[-1])
 
 
 class SimulatorWorld:

@@ -8,9 +8,11 @@ from mbrl.experiment.command import command
 from mbrl.experiment.run import Run
 from mbrl.experiment.settings import Settings, load
 from mbrl.mbpo import MBPO
+from mbrl.mpc import MPC
 from mbrl.online import Online
 
-LOOPS: dict[str, type[MBPO | Dreamer | Online]] = {"mbpo": MBPO, "dreamerv3": Dreamer}  # others learn online
+# Agents that are not here learn online.
+LOOPS: dict[str, type[MBPO | Dreamer | MPC | Online]] = {"mbpo": MBPO, "dreamerv3": Dreamer, "mpc": MPC}
 
 
 def train(settings: Settings) -> None:

@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ from mbrl.compare.compare import CompareSettings
 from mbrl.data.data import DataSettings
 from mbrl.experiment.logger import EVAL_COLUMNS, TRAIN_COLUMNS
 from mbrl.experiment.settings import flatten, load, load_plain, to_dict
+from mbrl.export.export import ExportSettings
+from mbrl.plan.plan import PlanSettings
 from mbrl.play.play import PlayOptions, parts_of
 from mbrl.predict.predict import PredictSettings
 from mbrl.pretrain.pretrain import PretrainSettings
@@ -30,7 +33,9 @@ TINY = "tests/data/official-tiny"
 PLAIN = {
     "compare": CompareSettings,
     "data": DataSettings,
+    "export": ExportSettings,
     "play": PlayOptions,
+    "plan": PlanSettings,
     "predict": PredictSettings,
     "pretrain": PretrainSettings,
     "study": StudySettings,
@@ -47,25 +52,29 @@ TINY_RUN = """task=toy/reach agent=mbpo preset=smoke device=cpu demonstrations=1
     initial_model_updates=1 rollout_horizon=2 rollout_batch=4 initial_rollouts=4""".split()
 
 
-def readme() -> str:
-    return COMMENT.sub("", (ROOT / "README.md").read_text(encoding="utf-8"))
+# The documents that are about using the program; the others tell what was measured, of older versions too.
+GUIDES = ("README.md", "docs/tutorial.md")
 
 
-def blocks(*languages: str) -> list[str]:
-    """The README's fenced blocks of these languages."""
-    return [text for language, text in FENCE.findall(readme()) if language in languages]
+def read(*documents: str) -> str:
+    return "\n".join(COMMENT.sub("", (ROOT / document).read_text(encoding="utf-8")) for document in documents)
 
 
-def spans() -> list[str]:
-    """The README's inline code."""
-    return re.findall(r"`([^`\n]+)`", FENCE.sub("", readme()))
+def blocks(*languages: str, documents: Sequence[str] = GUIDES) -> list[str]:
+    """The fenced blocks of these languages."""
+    return [text for language, text in FENCE.findall(read(*documents)) if language in languages]
+
+
+def spans(documents: Sequence[str] = GUIDES) -> list[str]:
+    """Inline code."""
+    return re.findall(r"`([^`\n]+)`", FENCE.sub("", read(*documents)))
 
 
 def commands() -> list[str]:
-    """Every `make ...` of the README that can be typed as it stands."""
-    lines = [line for block in blocks("bash") for line in block.replace("\\\n", " ").splitlines()]
-    found = [text.split(" #")[0].strip() for text in [*lines, *spans()] if text.startswith("make ")]
-    return [text for text in dict.fromkeys(found) if "<" not in text]
+    """Every `make ...` of all documents that can be typed as it stands."""
+    lines = [line for block in blocks("bash", documents=DOCUMENTS) for line in block.replace("\\\n", " ").splitlines()]
+    found = [text.split(" #")[0].strip() for text in [*lines, *spans(DOCUMENTS)] if text.startswith("make ")]
+    return [text for text in dict.fromkeys(found) if not re.search(r"<|\.\.\.|--help", text)]
 
 
 def would_run(command: str) -> list[str]:
@@ -97,12 +106,13 @@ def plain_keys() -> set[str]:
     return {key for name, cls in PLAIN.items() for key in flatten(to_dict(load_plain(cls, name)))}
 
 
-def test_readme_shows_the_two_commands():
-    assert {"make train TASK=coffee-push", "make test"} <= set(commands())
+def test_readme_shows_the_commands_of_its_first_screen():
+    assert {"make train TASK=coffee-push", "make test", "make play TASK=push"} <= set(commands())
+    assert len(read("README.md").split()) <= 900
 
 
 @pytest.mark.parametrize("command", commands())
-def test_commands_of_the_readme_are_understood(command):
+def test_commands_of_the_documents_are_understood(command):
     """The target exists, and what arrives behind two layers of quotes are settings."""
     assert command.split()[1] in targets()
     overrides = would_run(command)
@@ -121,7 +131,7 @@ def test_commands_of_the_readme_are_understood(command):
         load([*overrides[3:], "device=cpu"])
 
 
-def test_keys_and_variables_of_the_readme_exist():
+def test_keys_and_variables_of_the_guides_exist():
     code = "\n".join([*blocks("bash"), *spans()])
     keys = set(re.findall(r"(?<![\w.(])([a-z][\w.]*)=", code))
     keys |= {span for span in spans() if re.fullmatch(r"(?:drqv2|world_model)\.[\w.]+|[a-z]\w*_frames", span)}
@@ -145,7 +155,7 @@ def test_files_that_a_document_names_exist(document):
 
 
 def test_table_of_presets():
-    rows = [line.strip("|\n").split("|") for line in readme().splitlines() if line.startswith("|")]
+    rows = [line.strip("|\n").split("|") for line in read("docs/tutorial.md").splitlines() if line.startswith("|")]
     chosen = {preset: load([f"preset={preset}", "device=cpu"]) for preset in PRESETS}
     values = {preset: flatten(to_dict(settings)) for preset, settings in chosen.items()}
     for name, *cells in rows:
@@ -160,9 +170,11 @@ def test_table_of_presets():
 
 
 def test_sizes_of_the_presets():
-    row = next(line for line in readme().splitlines() if line.startswith("| tokenizer + transformer"))
+    row = next(line for line in read("docs/tutorial.md").splitlines() if line.startswith("| tokenizer + transformer"))
     told = re.findall(r"([\d.]+) \+ ([\d.]+) M", row)
-    tokens = re.findall(r"(\d+) \+ (\d+)", next(line for line in readme().splitlines() if line.startswith("| tokens")))
+    tokens = re.findall(
+        r"(\d+) \+ (\d+)", next(line for line in read("docs/tutorial.md").splitlines() if line.startswith("| tokens"))
+    )
     for preset, sizes, counts in zip(PRESETS, told, tokens, strict=True):
         world = load([f"preset={preset}", "device=cpu"]).world_model
         with torch.device("meta"):
@@ -173,15 +185,22 @@ def test_sizes_of_the_presets():
         assert (model.layout.context_tokens, model.layout.dynamics_tokens) == tuple(map(int, counts)), preset
 
 
-def test_snippets_of_the_readme_run():
+def test_snippets_of_the_guides_run():
     """On the toy world, so that no OpenGL is needed."""
-    world_model = [block for block in blocks("python") if "IVideoGPT" in block]
-    environment = [block for block in blocks("python") if "envs.make" in block]
-    assert len(world_model) == len(environment) == 1
+    first, world_model, environment = (
+        next(block for block in blocks("python", documents=[document]) if part in block)
+        for document, part in (
+            ("README.md", "IVideoGPT"),
+            ("docs/tutorial.md", "IVideoGPT"),
+            ("docs/tutorial.md", "envs.make"),
+        )
+    )
     names: dict = {}
-    exec(environment[0].replace("coffee-push", "toy/reach"), names)
+    exec(first.replace(TINY, str(ROOT / TINY)), names)
+    assert names["dream"].frames.shape == (2, 6, 3, 64, 64)
+    exec(environment.replace("coffee-push", "toy/reach"), names)
     assert names["obs"].shape == (9, 64, 64)
-    exec(world_model[0].replace(TINY, str(ROOT / TINY)), names)
+    exec(world_model.replace(TINY, str(ROOT / TINY)), names)
     assert names["images"].shape == names["frames"].shape
     assert names["dream"].frames.shape == (2, 6, 3, 64, 64)
     assert names["dream"].rewards.shape == (2, 6)

@@ -165,6 +165,17 @@ def test_exploration_follows_the_schedule_and_stays_in_bounds():
         torch.testing.assert_close(actions.mean(0), expected.mean(0), atol=0.05, rtol=0)
 
 
+def test_value_is_the_smaller_q_of_the_mean_action():
+    learner, obs = agent(), batch(3).obs
+    with torch.no_grad():
+        features = learner.encoder(obs)
+        q1, q2 = learner.critic(features, learner.act(obs, 0, eval_mode=True))
+    assert torch.equal(learner.value(obs), torch.min(q1, q2)[:, 0])
+    critic = learner.critic
+    critic.Q1, critic.Q2 = critic.Q2, critic.Q1
+    assert torch.equal(learner.value(obs), torch.min(q1, q2)[:, 0]), "whichever is the smaller"
+
+
 def test_evaluating_leaves_training_untouched():
     one, two = agent(), agent()
     obs = batch(0).obs

@@ -46,9 +46,10 @@ def test_the_table_names_agents_and_keys_that_exist() -> None:
         ("drqv2.lr", {"mbpo", "drqv2", "new"}),
         ("batch_size", {"mbpo", "drqv2", "new"}),
         ("dreamerv3.agc", {"dreamerv3", "new"}),
-        ("world_model.learner.decay", {"mbpo", "new"}),
-        ("rollout_horizon", {"mbpo", "new"}),
-        ("num_seed_frames", {"mbpo", "drqv2", "dreamerv3", "uniform", "new"}),
+        ("world_model.learner.decay", {"mbpo", "mpc", "new"}),
+        ("rollout_horizon", {"mbpo", "mpc", "new"}),
+        ("planning.samples", {"mpc", "new"}),
+        ("num_seed_frames", {"mbpo", "drqv2", "dreamerv3", "mpc", "uniform", "new"}),
     ],
 )
 def test_who_uses_what(key: str, agents: set[str]) -> None:

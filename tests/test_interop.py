@@ -105,6 +105,15 @@ def test_a_run_of_an_older_version_has_the_defaults_of_newer_keys(finished, tmp_
         load(copy)
 
 
+def test_a_published_run_needs_its_agent_and_its_config_alone(finished, tmp_path):
+    weights = checkpoints.latest(finished / "checkpoints").load("agent.safetensors")
+    halves = {name: value.half() for name, value in weights.items()}
+    checkpoints.save(tmp_path / "checkpoints", 160, {"agent.safetensors": halves})
+    shutil.copy(finished / "config.yaml", tmp_path)
+    obs = np.random.default_rng(0).integers(0, 255, (9, 32, 32), dtype=np.uint8)
+    np.testing.assert_allclose(load(tmp_path).act(obs), load(finished).act(obs), atol=0.01)
+
+
 def test_what_cannot_be_loaded_is_one_line(tmp_path):
     with pytest.raises(UserError, match="has no checkpoints: it is no run folder"):
         load(tmp_path)

@@ -72,6 +72,24 @@ def test_candidates_and_forks_of_the_simulator():
         world.start(context)
 
 
+def test_the_simulator_draws_what_is_looked_at(monkeypatch):
+    """Heads alone cost no image; an image costs one, however often it is looked at."""
+    env = envs.make("toy/reach", 0, image_size=32)
+    episode = record(env, lambda obs: np.full(2, 0.5, np.float32))
+    context = to_float(torch.from_numpy(episode.frames[None, 3:4]))
+    start = SimulatorWorld(env, CPU).start(context, origins=[Origin(episode.seed, episode.actions, 3)])
+    drawn: list[int] = []
+    render = env.simulator.render
+    monkeypatch.setattr(env.simulator, "render", lambda: (drawn.append(1), render())[1])
+    rollout = start.expand(5)
+    steps = [rollout.step(torch.full((5, 2), 0.5)) for _ in range(4)]
+    assert [float(step.heads["reward"][0]) for step in steps] == pytest.approx(episode.rewards[3:7].tolist())
+    assert not drawn
+    for _ in range(2):
+        assert np.array_equal(to_uint8(steps[1].frame)[0].numpy(), episode.frames[5])
+    assert len(drawn) == 5
+
+
 def test_a_replay_knows_where_its_starts_are():
     env = envs.make("toy/reach", 0, image_size=32, episode_frames=12)
     replay = ReplayBuffer(50, (3, 32, 32), 2, frame_stack=3, nstep=1, discount=0.99, seed=0)

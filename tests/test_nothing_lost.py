@@ -25,7 +25,7 @@ from mbrl.experiment.command import command
 from mbrl.experiment.episodes import EpisodeStore
 from mbrl.experiment.run import Run, stored_settings
 from mbrl.experiment.settings import UserError, load
-from mbrl.mbpo import MBPO
+from mbrl.world_training import WorldTraining
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
@@ -267,15 +267,15 @@ def test_a_manifest_of_an_older_version_is_good(tmp_path: Path) -> None:
 
 def in_the_first_training() -> None:
     """Dies in the second update of the world model's first training, behind the first line of its log."""
-    learn_world, calls = MBPO.learn_world, [0]
+    learn, calls = WorldTraining.learn, [0]
 
-    def counted(self: MBPO, frame: int | None) -> None:
+    def counted(self: WorldTraining, frame: int | None) -> None:
         calls[0] += 1
         if calls[0] == 2:
             kill_me()
-        learn_world(self, frame)
+        learn(self, frame)
 
-    MBPO.learn_world = counted
+    WorldTraining.learn = counted
 
 
 @pytest.mark.parametrize("seed_frames", [20, 40], ids=["before the first checkpoint", "behind it"])

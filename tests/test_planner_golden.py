@@ -6,9 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from planners import PRESETS
 from torch import Tensor
 
-from agents.planner import PRESETS, Planner, PlannerConfig, refit, select_elites, time_noise
+from agents.planner import Planner, PlannerConfig, refit, select_elites, time_noise
 
 
 class Numpy:

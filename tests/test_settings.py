@@ -180,6 +180,8 @@ def test_a_mistake_gets_one_line(overrides: list[str], line: str) -> None:
         ("world_model.learner.segment_length=1", "at least 2"),
         ("world_model.learner.sampled_future_frames=0", "at least 1"),
         ("world_model.learner.tokenizer_lr=-1e-4", "more than 0"),
+        ("planning.horizon=0", "at least 1"),
+        ("planning.momentum=1.0", "less than 1"),
     ],
 )
 def test_a_number_out_of_its_range(override: str, limit: str) -> None:

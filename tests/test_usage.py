@@ -15,6 +15,7 @@ from mbrl.compare import compare
 from mbrl.data import data
 from mbrl.experiment.settings import CONFIG_DIR, flatten, load, to_dict
 from mbrl.experiment.usage import entries, verbs
+from mbrl.plan import plan
 from mbrl.play import play
 from mbrl.predict import predict
 from mbrl.pretrain import pretrain
@@ -23,7 +24,23 @@ from mbrl.sweep import sweep
 from world_model.ivideogpt.config import LearnerConfig
 from world_model.onestep import OneStepLearning
 
-MODULES = (bench, compare, data, doctor, evaluate, play, predict, pretrain, resume, study, sweep, tasks, train, verify)
+MODULES = (
+    bench,
+    compare,
+    data,
+    doctor,
+    evaluate,
+    plan,
+    play,
+    predict,
+    pretrain,
+    resume,
+    study,
+    sweep,
+    tasks,
+    train,
+    verify,
+)
 
 
 def main_of(module):

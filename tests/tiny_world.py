@@ -63,11 +63,10 @@ LEARNER = LearnerConfig(
 )
 
 
-def make_model(seed=0, **changes):
+def make_model(seed=0, action_dim=3, heads=("reward",), **changes):
     torch.manual_seed(seed)
-    model = IVideoGPT(
-        dataclasses.replace(TOKENIZER, **changes), dataclasses.replace(TRANSFORMER, initializer_range=0.3), action_dim=3
-    )
+    transformer = dataclasses.replace(TRANSFORMER, initializer_range=0.3)
+    model = IVideoGPT(dataclasses.replace(TOKENIZER, **changes), transformer, action_dim, heads)
     torch.nn.init.normal_(model.action_linear.weight)  # zero at the start: actions would change nothing
     return model.eval()
 

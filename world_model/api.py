@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, Protocol, TypedDict, Unpack
+from typing import Any, NamedTuple, Protocol, TypedDict, Unpack, runtime_checkable
 
 import numpy as np
 import torch
@@ -102,6 +102,19 @@ class Rollout(Protocol):
 
     def fork(self, temperature: float | None = None) -> Rollout:
         """A copy that can go another way, at another `temperature` if given. Both draw from one generator."""
+        ...
+
+
+@runtime_checkable
+class TokenizedRollout(Rollout, Protocol):
+    """A `Rollout` of a model whose frames are tokens, made by its `start` and not yet stepped."""
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """The tokens that real frames (B, 3, H, W) in [0, 1] would have as the next ones: int64 (B, n), as a step's."""
+        ...
+
+    def codes(self, tokens: Tensor) -> Tensor:
+        """Their vectors in the codebook, float (..., n, D)."""
         ...
 
 

@@ -118,6 +118,24 @@ def time_to(threshold: float, clock: Array, scores: Array) -> Array:
     return np.where(reached.any(axis=1), when, np.inf)
 
 
+def wilson(successes: int, trials: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a success rate (Wilson 1927)."""
+    z, rate = 1.959964, successes / trials
+    middle = rate + z * z / (2 * trials)
+    half = z * math.sqrt(rate * (1 - rate) / trials + z * z / (4 * trials**2))
+    return (middle - half) / (1 + z * z / trials), (middle + half) / (1 + z * z / trials)
+
+
+def fisher_exact(ours: int, our_trials: int, theirs: int, their_trials: int) -> float:
+    """Fisher's exact test: one-sided p of at least `ours` successes where both have the same chance of one."""
+    reached, trials = ours + theirs, our_trials + their_trials
+    ways = [
+        math.comb(our_trials, k) * math.comb(their_trials, reached - k)
+        for k in range(ours, min(our_trials, reached) + 1)
+    ]
+    return sum(ways) / math.comb(trials, reached)
+
+
 def _interval(draws: Array) -> tuple[Array, Array]:
     outside = 100 * (1 - CONFIDENCE) / 2
     low, high = np.percentile(draws, [outside, 100 - outside], axis=0)

@@ -26,12 +26,18 @@ IMAGINATION = {
     "update_tokenizer_every_frames",
 }
 TRANSITIONS = {"nstep", "discount", "batch_size", "agent_updates_per_decision", "demonstration_share"}
+PLANNING = {"planner", "planning", "exploration_stddev"}
 # Keys, and sections of them, that an agent never looks at.
 UNUSED = {
-    "mbpo": frozenset({"dreamerv3"}),
-    "drqv2": frozenset({"dreamerv3"} | IMAGINATION),
-    "dreamerv3": frozenset({"drqv2"} | IMAGINATION | TRANSITIONS),
-    "uniform": frozenset({"drqv2", "dreamerv3"} | IMAGINATION | TRANSITIONS),
+    "mbpo": frozenset({"dreamerv3"} | PLANNING),
+    "drqv2": frozenset({"dreamerv3"} | IMAGINATION | PLANNING),
+    "dreamerv3": frozenset({"drqv2"} | IMAGINATION | TRANSITIONS | PLANNING),
+    "mpc": frozenset(
+        {"drqv2", "dreamerv3", "real_ratio", "imagined_buffer_frames", "initial_rollouts", "rollout_every_frames"}
+        | {"rollout_batch"}
+        | TRANSITIONS - {"discount"}
+    ),
+    "uniform": frozenset({"drqv2", "dreamerv3"} | IMAGINATION | TRANSITIONS | PLANNING),
 }
 # Keys that a restart may change. They change nothing a run computes, except that on a CPU another number of `threads`
 # splits sums elsewhere: the last bits then differ, so a run is only repeated bit for bit with the same number.
@@ -47,7 +53,7 @@ BETWEEN_SEEDS = FREE_KEYS | {
 }
 # Old names of keys, in configs of older runs.
 RENAMED = {"drqv2.guide_schedule": "drqv2.bc_schedule", "drqv2.guide_batch_size": "drqv2.bc_batch_size"}
-CHOOSING = ("task", "agent", "preset", "protocol")  # the keys that choose files of configs/
+CHOOSING = ("task", "agent", "preset", "protocol", "planner")  # the keys that choose files of configs/
 
 
 def uses(agent: str, key: str) -> bool:

@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import envs
-from agents import DreamerV3Config, DrQv2Config, value_range
+from agents import DreamerV3Config, DrQv2Config, PlannerConfig, value_range
 from mbrl.experiment.schema import (  # noqa: F401, the commands take these from here
     Count,
     Fraction,
@@ -127,6 +127,10 @@ class Settings:
     # what is shown
     video: bool
     wandb: bool
+    # planning
+    planner: str  # a file of configs/planners
+    exploration_stddev: Weight  # of the noise on actions of agent=mpc
+    planning: PlannerConfig
     # parts
     drqv2: DrQv2Config
     dreamerv3: DreamerV3Config
@@ -158,10 +162,9 @@ def load(overrides: Sequence[str] = ()) -> Settings:
     Raises UserError, one line, on anything wrong; HelpAsked if one of them is `--help`.
     """
     parsed = _parse(overrides)
-    base = flatten(_container(OmegaConf.load(CONFIG_DIR / "config.yaml")))
-    known = [key for key in base if not key.startswith("defaults")]
+    base = _base("config")
     for override in parsed:
-        _check_key(override.key_or_group, known)
+        _check_key(override.key_or_group, list(base))
     chosen = base | {override.key_or_group: override.value() for override in parsed}
 
     try:
@@ -179,6 +182,7 @@ def load(overrides: Sequence[str] = ()) -> Settings:
         **({"tasks": own_files[0]} if own_files else {}),  # a suite needs none
         "presets": _file("preset", "presets", preset),
         "agents": _file("agent", "agents", str(chosen["agent"])),
+        "planners": _file("planner", "planners", str(chosen["planner"])),
     }
     values = _compose("config", files, parsed) | {"task": task, "preset": preset, "device": device}
     settings = build(Settings, values)
@@ -191,16 +195,34 @@ def load(overrides: Sequence[str] = ()) -> Settings:
 def load_plain(cls: type[T], config: str, overrides: Sequence[str] = ()) -> T:
     """As `load`, for a command whose keys all stand in one file, `configs/<config>.yaml`."""
     parsed = _parse(overrides)
-    base = flatten(_container(OmegaConf.load(CONFIG_DIR / f"{config}.yaml")))
-    base.pop("defaults", None)
+    base = _base(config)
     for override in parsed:
         _check_key(override.key_or_group, list(base), f"configs/{config}.yaml")
     # Where there is such a key, it chooses a file that is laid over this one.
-    schedule = str((base | {override.key_or_group: override.value() for override in parsed}).get("schedule", "none"))
-    files = {} if schedule == "none" else {"schedules": _file("schedule", "schedules", schedule)}
+    chosen = base | {override.key_or_group: override.value() for override in parsed}
+    files = {
+        f"{key}s": _file(key, f"{key}s", str(chosen[key]))
+        for key in ("schedule", "planner")
+        if str(chosen.get(key, "none")) != "none"
+    }
     settings = build(cls, _compose(config, files, parsed), file=f"configs/{config}.yaml")
     _stop_for_help(overrides, config, files, settings)
     return settings
+
+
+def planner_preset(name: str) -> PlannerConfig:
+    """The planner of `configs/planners/<name>.yaml`."""
+    file = CONFIG_DIR / "planners" / f"{_file('planner', 'planners', name)}.yaml"
+    return build(PlannerConfig, _container(OmegaConf.load(file))["planning"], "planning.")
+
+
+def _base(config: str) -> dict[str, Any]:
+    """The keys of a command, flat, with the values that they have in `configs/<config>.yaml`."""
+    base = flatten(_container(OmegaConf.load(CONFIG_DIR / f"{config}.yaml")))
+    base.pop("defaults", None)
+    if "planner" in base:  # its keys stand in its file alone
+        base |= flatten(_container(OmegaConf.load(CONFIG_DIR / "planners" / f"{base['planner']}.yaml")))
+    return base
 
 
 def _stop_for_help(overrides: Sequence[str], config: str, files: Mapping[str, str], settings: Any) -> None:

@@ -42,7 +42,9 @@ def section(files: Sequence[str], overrides: Sequence[str], values: Mapping[str,
     """The keys of the first of `files`, in its order; `values` are what they come to, by default as written."""
     layers = {name: dict(entries(CONFIG_DIR / name)) for name in files}
     typed = dict(override.split("=", 1) for override in overrides)
-    base, of_runs = layers[files[0]], dict(entries(CONFIG_DIR / "config.yaml"))
+    base = {key: entry for name in reversed(files) for key, entry in layers[name].items()}
+    base = {key: base[key] for name in files for key in layers[name]}  # the keys of a planner stand in its file alone
+    of_runs = dict(entries(CONFIG_DIR / "config.yaml"))
     lines = [f"configs/{files[0]}; values that come from elsewhere say where:"]
     for key, entry in base.items():
         if values is not None and key not in values:

@@ -10,19 +10,20 @@ from dataclasses import replace
 from typing import Literal, Protocol
 
 import numpy as np
+from torch import Tensor
 
-from agents.planner import PRESETS, Planner
+from agents import Planner
 from mbrl.collector import expert_action
+from mbrl.experiment.settings import planner_preset
 from mbrl.interop import Policy
-from mbrl.plan.scores import reward_score
+from mbrl.plan.scores import Score, rewards, score
 from mbrl.play.drive import Drive
 from mbrl.play.tree import Moment
-from world_model.api import Rollout
 
 YOU = "you"
 Eyes = Literal["simulator", "dream"]
 # A plan that is ready within seconds on a laptop: 2 x 24 futures of 6 decisions, of which 3 are taken.
-QUICK = replace(PRESETS["icem"], horizon=6, samples=24, iterations=2, elites=6, kept=2, execute=3)
+QUICK = replace(planner_preset("icem"), horizon=6, samples=24, iterations=2, elites=6, kept=2, execute=3)
 
 
 class TakenBack(Exception):
@@ -83,11 +84,17 @@ class PlanAhead:
             self._ahead = []
         self._acted_in = drive.here
         if not self._ahead:
-            plan = self._planner.plan(reward_score(lambda: self._dream(drive), discount=1.0))
+            plan = self._planner.plan(self._score(drive))
             self._ahead = list(plan.actions[: QUICK.execute].numpy())
         return self._ahead.pop(0)
 
-    def _dream(self, drive: Drive) -> Rollout:
-        if self._taken_back():
-            raise TakenBack
-        return drive.dreaming().rollout.fork(temperature=0.0)
+    def _score(self, drive: Drive) -> Score:
+        """Of plans from where the drive is. Raises TakenBack between two iterations."""
+        scores = score(drive.dreaming().rollout.fork(temperature=0.0), rewards(discount=1.0))
+
+        def unless_taken_back(actions: Tensor) -> Tensor:
+            if self._taken_back():
+                raise TakenBack
+            return scores(actions)
+
+        return unless_taken_back

@@ -49,6 +49,6 @@ def load_predictor(folder: Path, context_length: int | None, precision: Precisio
         return Predictor(world, known, network.action_dim, world.heads, resolution, None, autocast)
     stored = read_heads(folder)
     known = context_length or read_configs(folder)[0].context_length
-    model = IVideoGPT.from_pretrained(folder, stored.action_dim, known).to(device).eval()
+    model = IVideoGPT.from_pretrained(folder, stored.action_dim, known, heads=stored.heads).to(device).eval()
     size = model.tokenizer.config.resolution
     return Predictor(model, known, stored.action_dim, stored.heads, size, model, autocast)

@@ -117,10 +117,10 @@ class TokenRollout:
         rows, first = len(context), layout.first_dynamics_id
         # Nothing but a dynamics token can follow: the rest is not scored.
         self._score = PackedLinear(transformer.head.weight[first : first + layout.dynamics_codes], rows)
-        prefix, _ = tokenizer.tokenize(context[:, -layout.context_length :])
+        self._read = context[:, -layout.context_length :]  # (G, K, 3, H, W)
+        prefix, _ = tokenizer.tokenize(self._read)
         context_ids, _ = layout.split(prefix)
         self._memory = tokenizer.decoding_memory(tokenizer.quantize.embedding(context_ids))
-        self._last_given = context[:, -1]
         frames = min(self._room, self._fitting())
         self._cache = transformer.new_cache(rows, layout.length(layout.context_length + frames))
         transformer.step(transformer.embedding(prefix), self._cache)
@@ -204,13 +204,23 @@ class TokenRollout:
         """Dynamics codes (B, n) of one frame -> float (B, 3, H, W) in [0, 1]."""
         tokenizer = self._model.tokenizer
         with self._computing():
-            by_start = tokenizer.dynamics_quantize.embedding(codes).unflatten(0, (len(self._last_given), -1))
+            by_start = tokenizer.dynamics_quantize.embedding(codes).unflatten(0, (len(self._read), -1))
             return (
-                tokenizer.decode_future(by_start, self._memory, self._last_given)
+                tokenizer.decode_future(by_start, self._memory, self._read[:, -1])
                 .flatten(0, 1)
                 .clamp(0, 1)
                 .to(self._frames.dtype)
             )
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """Tokens of real frames; see `world_model.api.TokenizedRollout`."""
+        with self._computing():
+            tokens, _ = self._model.tokenizer.tokenize(torch.cat([self._read, frames[:, None]], dim=1))
+            return self._model.layout.split(tokens)[1][:, 0] + self._model.layout.first_dynamics_id
+
+    def codes(self, tokens: Tensor) -> Tensor:
+        """Code vectors of tokens; see `world_model.api.TokenizedRollout`."""
+        return self._model.tokenizer.dynamics_quantize.embedding(tokens - self._model.layout.first_dynamics_id).detach()
 
     def fork(self, temperature: float | None = None) -> TokenRollout:
         """A copy that can go another way, at another `temperature` if given. Both draw from one generator."""

@@ -1,0 +1,74 @@
+"""From `cost=0.5*image+10*success` to a measure of plans; what the model cannot answer is refused in one line."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mbrl.experiment.settings import UserError, close
+from mbrl.plan.scores import Measure, classifier, codes, image, rewards, success, weighted
+
+NAMES = ("reward", "image", "codes", "success", "classifier")
+WITH_GOAL = ("image", "codes")
+TERM = re.compile(r"(?:(?P<weight>\d+\.?\d*(?:e-?\d+)?)\*)?(?P<name>\w+)")
+
+
+class Cost(NamedTuple):
+    """The terms of a cost, as typed."""
+
+    weights: dict[str, float]
+    discount: float
+    frames: int | None
+    judge: Callable[[Tensor], Tensor] | None
+
+    @property
+    def needs_goal(self) -> bool:
+        return not self.weights.keys().isdisjoint(WITH_GOAL)
+
+    def measure(self, goal: Tensor | None) -> Measure:
+        """For a goal frame (3, H, W) in [0, 1]; None for a cost without one."""
+        parts: list[tuple[float, Measure]] = []
+        for name, weight in self.weights.items():
+            if name == "reward":
+                part = rewards(self.discount)
+            elif name == "success":
+                part = success(self.frames)
+            elif name == "classifier":
+                assert self.judge is not None
+                part = classifier(self.judge, self.frames)
+            else:
+                assert goal is not None, f"cost={name} needs a goal frame"
+                part = (image if name == "image" else codes)(goal, self.frames)
+            parts.append((weight, part))
+        return weighted(parts)
+
+
+def parse_cost(text: str) -> dict[str, float]:
+    """Raises UserError: a term that cannot be read, is unknown or stands there twice."""
+    weights: dict[str, float] = {}
+    for term in text.replace(" ", "").split("+"):
+        match = TERM.fullmatch(term)
+        name = match["name"] if match else term
+        if match is None or name not in NAMES:
+            raise UserError(f"cost={text}: {term!r} is no cost{close(name, NAMES)} (known: {', '.join(NAMES)})")
+        if name in weights:
+            raise UserError(f"cost={text}: {name} stands there twice")
+        weights[name] = float(match["weight"] or 1.0)
+    return weights
+
+
+def load_classifier(path: str, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """The module in a TorchScript file. Raises UserError: there is none."""
+    if not Path(path).is_file():
+        raise UserError(f"classifier={path}: cost=classifier needs a TorchScript file here")
+    try:
+        with warnings.catch_warnings(action="ignore"):  # torch calls the format deprecated, and offers none like it
+            return torch.jit.load(path, map_location=device).eval()
+    except RuntimeError as error:
+        raise UserError(f"classifier={path} is no TorchScript file: {str(error).strip().splitlines()[0]}") from error

@@ -1,0 +1,245 @@
+"""Planning evaluated: `make plan TASK=reach GOAL=expert MODEL=<folder>`, `python -m mbrl.plan key=value ...`.
+
+    runs/plans/<task>-<name>[-<control>]/
+        config.yaml git.json    every key, commit and versions
+        episodes.csv            a row an episode: episode,seed,success,decisions,return,promised,earned,plan_s
+        summary.md              success with its interval, promised against earned, p against the controls beside it
+        <episode>.gif           goal | executed | imagined, of the first episodes
+
+Episodes depend on their seed alone. The same command again makes only those that are missing.
+"""
+
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import envs
+from agents import PlannerConfig, Uniform
+from mbrl.collector import EpisodeRecorder
+from mbrl.compare.stats import fisher_exact, wilson
+from mbrl.experiment.provenance import provenance
+from mbrl.experiment.run import PROVENANCE, check_same_config, lock_folder, stream_seed
+from mbrl.experiment.settings import (
+    Count,
+    Device,
+    Positive,
+    Range,
+    UserError,
+    flatten,
+    load_plain,
+    pick_device,
+    to_dict,
+)
+from mbrl.experiment.stored_config import write_config, write_text
+from mbrl.experiment.video import comparison, write_gif
+from mbrl.plan.agent import PlanningAgent
+from mbrl.plan.costs import Cost, load_classifier, parse_cost
+from mbrl.plan.episode import Played, play
+from mbrl.plan.goals import NONE, check_goal, goal_frame
+from mbrl.plan.worlds import World, load_world
+from mbrl.rollout import to_float
+
+EPISODES, SUMMARY = "episodes.csv", "summary.md"
+COLUMNS = ("episode", "seed", "success", "decisions", "return", "promised", "earned", "plan_s")
+CONTROLS = ("shuffled", "random")
+FREE_KEYS = frozenset({"episodes", "shown", "device", "threads", "max_rows", "name"})
+FPS = 10.0
+Row = dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanSettings:
+    task: str
+    goal: str
+    model: str
+    name: str
+    control: Literal["none", "shuffled", "random"]
+    episodes: Positive
+    seed: Count
+    cost: str
+    cost_frames: Positive | None
+    classifier: str
+    discount: Annotated[float, Range(0.0, 1.0)]
+    temperature: Annotated[float, Range(0.0)]
+    top_k: Positive
+    max_rows: Positive
+    planner: str
+    planning: PlannerConfig
+    action_repeat: Positive
+    episode_frames: Positive | None
+    camera: str
+    render_quality: Literal["fast", "paper"]
+    success_bonus: Annotated[float, Range(0.0)]
+    shown: Count
+    device: Device
+    threads: Count
+    precision: Literal["auto", "fp32", "bf16"]
+
+
+class Planning:
+    def __init__(self, settings: PlanSettings) -> None:
+        s = self.settings = settings
+        self.task, self.device = envs.canonical(s.task), pick_device(s.device)
+        self.folder = folder_of(s, self.task, s.control)
+        environment: dict[str, Any] = dict(
+            action_repeat=s.action_repeat,
+            episode_frames=s.episode_frames,
+            success_bonus=s.success_bonus,
+            camera=s.camera,
+            render_quality=s.render_quality,
+        )
+        self.world = load_world(s, self.task, environment, self.device)
+        self.cost = make_cost(s, self.world, self.device)
+        check_goal(s.goal, self.task, self.world.resolution)
+        # A frame stack is what an agent sees, and a dream begins with it.
+        stacked: dict[str, Any] = dict(image_size=self.world.resolution, frame_stack=max(3, self.world.context_length))
+        self.env = envs.make(self.task, **environment, **stacked)
+        self.recorder = EpisodeRecorder(self.env)
+
+    def run(self, rows: list[Row]) -> None:
+        """Play what is missing of the episodes, each of which enters `rows` and the file when it is over."""
+        s = self.settings
+        for episode in tqdm(range(len(rows), s.episodes), initial=len(rows), total=s.episodes, unit="episode"):
+            seed = s.seed + episode
+            goal = goal_frame(s.goal, self.env, seed)
+            with self.world.autocast():
+                played = play(self.agent(seed, goal), self.recorder, seed)
+            rows.append(row(episode, seed, played))
+            write_text(self.folder / EPISODES, written(rows))
+            if episode < s.shown:
+                write_gif(self.folder / f"{episode:03d}.gif", show(goal, played), FPS)
+
+    def agent(self, seed: int, goal: np.ndarray | None) -> PlanningAgent | Uniform:
+        """Whoever acts in the episode of this seed."""
+        s, (action_dim,) = self.settings, self.env.action_space.shape
+        own = stream_seed(seed, "planner")
+        if s.control == "random":
+            return Uniform(action_dim, self.device, own)
+        agent = PlanningAgent(s.planning, action_dim, own, self.device, control=s.control, max_rows=s.max_rows)
+        agent.start = lambda frames: self.world.start(frames, self.recorder.origin, own)
+        agent.measure = self.cost.measure(None if goal is None else to_float(torch.from_numpy(goal)))
+        return agent
+
+    def close(self) -> None:
+        self.env.close()
+        self.world.close()
+
+
+def folder_of(settings: PlanSettings, task: str, control: str) -> Path:
+    """The folder of this evaluation under a control."""
+    s = settings
+    name = f"{s.planner}-{s.cost.replace('*', '')}-{Path(s.model).resolve().name}" if s.name == "auto" else s.name
+    parts = [task.replace("/", "-"), name, *([] if control == "none" else [control])]
+    return Path("runs/plans") / "-".join(parts)
+
+
+def make_cost(settings: PlanSettings, world: World, device: torch.device) -> Cost:
+    """Raises UserError: a term that the model has no answer to, or a missing goal."""
+    s, weights = settings, parse_cost(settings.cost)
+    for name in ("reward", "success"):
+        if name in weights and name not in world.heads:
+            raise UserError(f"cost={s.cost}: {s.model} has no {name} head (it has: {', '.join(world.heads) or 'none'})")
+    if "codes" in weights and world.longest is None:
+        raise UserError(f"cost={s.cost}: {s.model} has no tokens, so there are no codes to compare; take image")
+    if "codes" in weights and s.planning.horizon > (world.longest or 0):
+        raise UserError(f"planning.horizon={s.planning.horizon}: {s.model} has room for {world.longest} frames")
+    judge = load_classifier(s.classifier, device) if "classifier" in weights else None
+    cost = Cost(weights, s.discount, s.cost_frames, judge)
+    if cost.needs_goal and s.goal == NONE:
+        raise UserError(f"cost={s.cost} needs a goal frame: set goal=expert or goal=<file>.png")
+    return cost
+
+
+def row(episode: int, seed: int, played: Played) -> Row:
+    """The line of an episode; what plans alone have is the mean over them."""
+    assert played.episode.successes is not None
+    values: dict[str, Any] = dict(
+        episode=episode,
+        seed=seed,
+        success=int(played.episode.successes.max()),
+        decisions=len(played.episode.actions),
+    )
+    values["return"] = f"{played.episode.rewards.sum():.6g}"
+    for name in ("promised", "earned", "plan_s"):
+        of_plans = [getattr(plan, name) for plan in played.plans]
+        values[name] = f"{np.mean(of_plans):.6g}" if of_plans else ""
+    return {name: str(value) for name, value in values.items()}
+
+
+def written(rows: Sequence[Row]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def read(folder: Path) -> list[Row]:
+    """The rows of the episodes that are there."""
+    path = folder / EPISODES
+    if not path.exists():
+        return []
+    rows = list(csv.DictReader(path.read_text().splitlines()))
+    if any(set(line) != set(COLUMNS) or line["episode"] != str(i) for i, line in enumerate(rows)):
+        raise UserError(f"{path} is damaged: remove {folder} to start over")
+    return rows
+
+
+def show(goal: np.ndarray | None, played: Played) -> np.ndarray:
+    """uint8 (T, 3, height, width): goal, executed and imagined frames side by side."""
+    executed = played.episode.frames[1:]
+    columns = {"executed": executed}
+    if goal is not None:
+        columns = {"goal": np.broadcast_to(goal, executed.shape)} | columns
+    if played.plans:
+        columns["imagined"] = np.concatenate([plan.imagined for plan in played.plans])
+    return comparison({name: frames[None] for name, frames in columns.items()})
+
+
+def summary(settings: PlanSettings, task: str, rows: Sequence[Row]) -> str:
+    """A table of what is there, and what the controls beside it say."""
+    s, successes = settings, [int(line["success"]) for line in rows]
+    low, high = wilson(sum(successes), len(rows))
+    lines = [
+        f"{task}, goal {s.goal}, {s.model}, {s.planner}, cost {s.cost}, control {s.control}",
+        "",
+        f"success {sum(successes)} of {len(rows)}: {np.mean(successes):.3f} ({low:.3f} to {high:.3f}, 95 %)",
+    ]
+    numbers = {name: [float(line[name]) for line in rows if line[name]] for name in COLUMNS[3:]}
+    lines += [f"{name} {np.mean(values):.4g} an episode" for name, values in numbers.items() if values]
+    for control in CONTROLS if s.control == "none" else ():
+        theirs = read(folder_of(s, task, control))[: len(rows)]
+        if theirs:
+            reached = sum(int(line["success"]) for line in theirs)
+            p = fisher_exact(sum(successes), len(rows), reached, len(theirs))
+            lines.append(f"control {control}: {reached} of {len(theirs)}, Fisher's exact test one-sided p = {p:.2g}")
+    return "\n".join(lines) + "\n"
+
+
+def main(overrides: list[str]) -> None:
+    settings = load_plain(PlanSettings, "plan", overrides)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    planning = Planning(settings)
+    folder = planning.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    with lock_folder(folder):
+        if rows := read(folder):
+            check_same_config(folder, settings, flatten(to_dict(settings)).keys() - FREE_KEYS)
+        write_config(folder, to_dict(settings))
+        write_text(folder / PROVENANCE, json.dumps(provenance(), indent=1) + "\n")
+        try:
+            planning.run(rows)
+        finally:
+            planning.close()
+        text = summary(settings, planning.task, rows[: settings.episodes])
+        write_text(folder / SUMMARY, text)
+    print(f"{text}{folder}: {EPISODES}, {SUMMARY}, images")

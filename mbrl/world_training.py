@@ -1,0 +1,109 @@
+"""The world model of a run: it learns in the background from the real replay, is held against evaluation, is saved.
+
+What the loops with a world model share, `mbpo.py` and `mpc.py`.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tqdm import trange
+
+import envs
+from mbrl.build import make_world
+from mbrl.experiment.background import Background
+from mbrl.experiment.checkpoints import Checkpoint
+from mbrl.experiment.run import stream_seed
+from mbrl.experiment.settings import UserError
+from mbrl.rollout import RealClips
+from mbrl.session import Session
+from mbrl.validate import validate
+
+LOG_UPDATES = 50  # updates between two lines of the log while the world model is first trained
+
+
+class WorldTraining:
+    def __init__(self, session: Session) -> None:
+        s = session.settings
+        self.session = session
+        self.model = make_world(s, session.env, session.device)
+        if envs.suite_of(s.task).terminates and "continue" not in self.model.heads:
+            raise UserError(
+                f"task={s.task} can end before its time limit, and dreams of this world model can't: add continue to "
+                "world_model.heads"
+            )
+        self.clips = RealClips(session.replay, session.device)
+        self.background = Background(session.device)
+
+    def learn_first(self) -> None:
+        """The first training, before anybody dreams."""
+        session = self.session
+        with self.background.alone():
+            for i in trange(
+                session.settings.initial_model_updates, desc="first training of the world model", leave=False
+            ):
+                self.learn(frame=None)
+                if i % LOG_UPDATES == 0:
+                    session.run.flush(session.frame)
+
+    def learn(self, frame: int | None) -> None:
+        """Update the parts that are due at `frame` (all without one) on fresh real clips, in the background."""
+        run, batch = self.session.run, self.model.sample(self.clips, frame)
+        if batch is None:
+            return
+
+        def update() -> None:
+            with run.timed("learn_world_s"):
+                run.record("world_model", self.model.update(*batch))
+
+        self.background.start(update)
+
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """All threads for the body, while nothing is learned of the world: updates under way are waited for."""
+        with self.background.alone(), self.model.frozen():
+            yield
+
+    def evaluate(self, validated: bool = True) -> None:
+        """Also holds the world model against the evaluation episodes, which it never trained on."""
+        session, s = self.session, self.session.settings
+        seed = stream_seed(s.seed, "validation", session.frame)
+        with self.still():
+            episodes = session.evaluate().episodes
+            if validated:
+                with session.run.timed("evaluate_s"):
+                    found = validate(
+                        self.model, episodes, s.rollout_horizon, seed, s.rollout_temperature, s.rollout_top_k
+                    )
+                session.log_world_model(*found)
+
+    def finish(self) -> None:
+        """Leave the world model for other runs to begin from."""
+        session = self.session
+        self.join()
+        session.run.flush(session.frame)  # a loss that is not finite stops here
+        self.model.save_pretrained(session.run.folder / "world_model")
+
+    def join(self) -> None:
+        """Join what goes on beside the loop."""
+        self.background.wait()
+
+    def close(self) -> None:
+        self.background.close()
+        self.model.close()
+
+    def parts(self) -> dict[str, Any]:
+        """What a checkpoint holds of it."""
+        return {"world_model.safetensors": self.model.weights(), "world_model.pt": self.model.state()}
+
+    def restore(self, saved: Checkpoint) -> None:
+        """Raises UserError: the checkpoint holds another world model."""
+        device = self.session.device
+        try:
+            self.model.load_weights(saved.load("world_model.safetensors", device))
+            self.model.load_state(saved.load("world_model.pt", device))
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise UserError(
+                f"{saved.path} holds another world model than this version makes of the run's config: finish the run "
+                "with the version that began it (git.json), or set variant=<name> to begin anew"
+            ) from error
