@@ -108,7 +108,7 @@ def test_a_page_is_opened_and_closed(project_root: Path, tmp_path: Path):
         with urllib.request.urlopen(address) as answer:
             assert answer.status == 200
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=120)
     assert (process.returncode, out) == (0, "Ctrl-C ends it\n")
     assert "Traceback" not in err
 

@@ -55,7 +55,7 @@ def page(browser, session):
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("request", lambda request: said.append(request.url) if address not in request.url else None)
-        page.set_default_timeout(30 * SECONDS)
+        page.set_default_timeout(60 * SECONDS)
         page.goto(address)
         page.wait_for_selector("body[data-shown='0']")
         yield page
@@ -70,7 +70,7 @@ def here(page) -> int:
 
 def until(page, true: str) -> None:
     """Not `wait_for_function`, which has the page itself evaluate a text: its security policy forbids that."""
-    for _ in range(1500):
+    for _ in range(3000):
         if page.evaluate(true):
             return
         page.wait_for_timeout(20)

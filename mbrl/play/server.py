@@ -11,6 +11,7 @@
 
 import asyncio
 import ipaddress
+import itertools
 import json
 import secrets
 import signal
@@ -49,11 +50,10 @@ SESSION = web.AppKey("session", Session)
 class Page:
     """One open tab."""
 
-    opened = 0
+    numbers = itertools.count(1)
 
     def __init__(self, socket: web.WebSocketResponse) -> None:
-        Page.opened += 1
-        self.name, self.socket = f"page {Page.opened}", socket
+        self.name, self.socket = f"page {next(self.numbers)}", socket
         self.news = asyncio.Event()
         self.complaint = ""  # about its last message
 

@@ -133,8 +133,8 @@ function set(id, value) {
 // Images are enlarged by whole numbers of screen pixels, as far as the window has room.
 function fit() {
   const size = state.about?.size ?? 64, ratio = window.devicePixelRatio || 1, narrow = innerWidth <= 860;
-  const wide = narrow ? innerWidth - 28 : innerWidth - 28 - 248 - 10, high = innerHeight - 46 - 24 - 34 - 40 - 200 - 14;
-  const cell = Math.min((wide - 20) / 3, narrow ? Infinity : Math.max(high, 192));
+  const wide = narrow ? innerWidth - 28 : innerWidth - 28 - 248 - 10, across = narrow ? 2 : 3, high = innerHeight - 46 - 24 - 34 - 40 - 200 - 14;
+  const cell = Math.min((wide - 10 * (across - 1)) / across, narrow ? Infinity : Math.max(high, 192));
   const times = Math.max(1, Math.floor((cell * ratio) / size));
   document.documentElement.style.setProperty("--cell", `${(times * size) / ratio}px`);
   redraw();
