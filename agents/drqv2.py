@@ -5,7 +5,7 @@ Learning" (2021), arXiv 2107.09645. DDPG with n-step returns, clipped double Q-l
 a schedule, and one encoder that only the critic trains. With `encoder="drqv2"`, `precision="fp32"` and all that
 follows turned off this is the published algorithm at 64x64. Optional are
 
-- `encoder="strided"`: a cheaper encoder for machines without a GPU;
+- `encoder="quarter"` and `"strided"`: cheaper encoders for machines without a GPU;
 - `precision="bf16"`: matrix products in bfloat16; losses, targets and the last layers stay in float32;
 - behaviour cloning (bc) on demonstrations: `bc_updates` of it before the first frame (see `clone`), and beside the
   reinforcement learning with a weight that follows `bc_schedule` (see `update`);

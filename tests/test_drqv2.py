@@ -106,6 +106,7 @@ def test_random_shift_equals_the_published_grid_sample():
 def test_the_published_encoder_has_its_size():
     assert agent(encoder="drqv2").encoder.repr_dim == 20_000
     assert 512 <= agent(encoder="strided").encoder.repr_dim <= 1600
+    assert agent(encoder="quarter", obs_shape=(9, 64, 64)).encoder.repr_dim == 32 * 16 * 16
 
 
 def test_images_are_scaled_once_inside_the_network():
@@ -139,7 +140,7 @@ def test_a_schedule_that_is_not_understood_is_refused(text):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"encoder": "resnet"}, "'resnet' is unknown: choose drqv2 or strided"),
+        ({"encoder": "resnet"}, "'resnet' is unknown: choose drqv2 or quarter or strided"),
         ({"precision": "fp8"}, "choose auto or fp32 or bf16"),
         ({"bc_schedule": "-1"}, "bc_schedule='-1' must not be negative"),
         ({"stddev_schedule": "linear(1,-1,100)"}, "must not be negative"),
