@@ -6,7 +6,7 @@ environment. `frame` is the public clock: simulator frames of training, evaluati
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -83,6 +83,11 @@ def expert_action(env: envs.PixelEnv) -> np.ndarray:
         return env.simulator.expert_action(env.action_repeat)  # type: ignore[attr-defined]
 
 
+def succeeded(episode: Episode) -> bool:
+    """Whether an episode contains a success."""
+    return episode.successes is not None and bool(episode.successes.any())
+
+
 def collect_demonstrations(task: str, episodes: int, seed: int, **make_keywords: Any) -> list[Episode]:
     """Let the scripted expert of a task play until `episodes` episodes with a success are there.
 
@@ -107,7 +112,7 @@ def collect_demonstrations(task: str, episodes: int, seed: int, **make_keywords:
             if len(kept) == episodes:
                 break
             episode = record(env, lambda obs: expert_action(env))
-            if episode.successes is not None and episode.successes.any():
+            if succeeded(episode):
                 kept.append(episode)
     finally:
         env.close()
@@ -150,8 +155,8 @@ class Collector:
         self.stored += 1
         self.replay.add(episode)
 
-    def act(self, agent: Agent) -> None:
-        """One decision of `agent`, exploring."""
+    def act(self, agent: Agent) -> Episode | None:
+        """One decision of `agent`, exploring; the episode that ended with it."""
         recorder = self._recorder
         if recorder.over:
             recorder.begin(stream_seed(self._run.settings.seed, "episode", self._played))
@@ -159,14 +164,14 @@ class Collector:
         obs = torch.from_numpy(recorder.obs)[None]
         recorder.step(agent.act(obs, self.decision, eval_mode=False)[0].float().cpu().numpy())
         self.frame += self.env.action_repeat
-        if recorder.over:
-            episode = recorder.episode()
-            self.add(episode)
-            assert episode.successes is not None
-            self._run.log_episode(
-                self.frame, self._played, float(episode.rewards.sum()), float(episode.successes.max())
-            )
-            self._played += 1
+        if not recorder.over:
+            return None
+        episode = recorder.episode()
+        self.add(episode)
+        assert episode.successes is not None
+        self._run.log_episode(self.frame, self._played, float(episode.rewards.sum()), float(episode.successes.max()))
+        self._played += 1
+        return episode
 
     def state(self) -> dict[str, int]:
         """The counters; an episode under way is not among them."""
@@ -179,6 +184,6 @@ class Collector:
         for episode in self._store.load(range(self.stored)):
             self.replay.add(episode)
 
-    def stored_episodes(self, count: int) -> list[Episode]:
-        """The first `count` episodes on disk: the demonstrations."""
-        return list(self._store.load(range(count)))
+    def stored_episodes(self, first: int, end: int) -> Iterator[Episode]:
+        """Episodes on disk, from number `first` up to `end`; the demonstrations come first."""
+        return self._store.load(range(first, end))

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from agents import Agent, BehaviourCloner, Noisy, StreamBatch, TransitionBatch, Uniform, parse_schedule
 from mbrl.build import environment_keywords, make_agent, make_buffer, make_env
-from mbrl.collector import Collector, collect_demonstrations
+from mbrl.collector import Collector, collect_demonstrations, succeeded
 from mbrl.evaluate import Evaluation, play
 from mbrl.experiment import demonstrations
 from mbrl.experiment.run import Run, stream_seed
@@ -92,14 +92,18 @@ class Session:
             self.restore()
         if s.demonstrations:
             length, count = self.env.episode_decisions, self.collector.demonstrations
-            self.demonstrations = self.make_buffer("demonstrations", count * length, length)
-            for episode in self.collector.stored_episodes(count):
+            kept = self.replay.capacity if s.imitate_successes else 0
+            self.demonstrations = self.make_buffer("demonstrations", count * length + kept, length)
+            for episode in self.collector.stored_episodes(0, count):
                 self.demonstrations.add(episode)
             if not len(self.demonstrations):
                 raise UserError(
                     f"none of the {count} demonstrations in {self.run.folder / 'replay'} can be read: "
                     "remove the run folder to start over"
                 )
+            played = self.collector.stored - count if s.imitate_successes else 0
+            for episode in self.collector.stored_episodes(count, count + played):
+                self.imitate(episode)
             if self.run.checkpoint is not None:
                 self.demonstrations.load_state_dict(self.run.checkpoint.load("demonstrations.json"))
             if isinstance(self.agent, BehaviourCloner):
@@ -131,7 +135,14 @@ class Session:
     def act(self, agent: Agent) -> None:
         """One decision in the real environment."""
         with self.run.timed("act_s"):
-            self.collector.act(agent)
+            episode = self.collector.act(agent)
+        if episode is not None:
+            self.imitate(episode)
+
+    def imitate(self, episode: Episode) -> None:
+        """With `imitate_successes` an episode that succeeded becomes a demonstration."""
+        if self.settings.imitate_successes and self.demonstrations is not None and succeeded(episode):
+            self.demonstrations.add(episode)
 
     def updates_due(self, updates_per_decision: float) -> int:
         """Agent updates that belong to this decision, for rates such as 0.5 as well."""

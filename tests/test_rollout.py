@@ -14,7 +14,7 @@ from tiny import tiny, train
 from torch import Tensor
 
 from agents import Uniform
-from mbrl import mbpo
+from mbrl import mbpo, world_training
 from mbrl.collector import Collector
 from mbrl.evaluate import Evaluation
 from mbrl.experiment.run import Run, stream_seed
@@ -231,7 +231,7 @@ def test_a_collected_episode_can_be_played_again(loop: Callable[..., MBPO]) -> N
     agent = Uniform(2, "cpu", seed=0)
     while trained.replay.num_episodes < 2:
         trained.session.collector.act(agent)
-    for number, episode in enumerate(trained.session.collector.stored_episodes(2)):
+    for number, episode in enumerate(trained.session.collector.stored_episodes(0, 2)):
         obs, _ = trained.session.eval_env.reset(seed=stream_seed(trained.session.settings.seed, "episode", number))
         assert np.array_equal(obs[-3:], episode.frames[0])
         for action, reward, frame in zip(episode.actions, episode.rewards, episode.frames[1:], strict=True):
@@ -304,7 +304,9 @@ def test_validation_sees_only_evaluation_episodes(run_root: Path, monkeypatch: p
 
     monkeypatch.setattr(Session, "evaluate", spied_evaluate)
     monkeypatch.setattr(Collector, "add", spied_add)
-    monkeypatch.setattr(mbpo, "validate", lambda world, episodes, *_: validated.extend(episodes) or ({}, None))
+    monkeypatch.setattr(
+        world_training, "validate", lambda world, episodes, *_: validated.extend(episodes) or ({}, None)
+    )
     train(run_root, "num_train_frames=100", "num_eval_episodes=3", "eval_every_frames=20")
     assert len(evaluated) == 3 * 3  # at 60, 80 and 100
     assert [id(episode) for episode in validated] == [id(episode) for episode in evaluated]

@@ -13,13 +13,15 @@ from tiny import Command, Shell, checkpoints, different, tiny, train, weights
 
 from agents import Agent, DrQv2, Noisy, TransitionBatch, Uniform
 from mbrl import evaluate, resume
+from mbrl.collector import EpisodeRecorder, succeeded
+from mbrl.experiment.episodes import episode_files, read_episodes
 from mbrl.experiment.run import Run
 from mbrl.experiment.settings import load
 from mbrl.online import Online
 from mbrl.replay import ReplayBuffer
 from mbrl.session import Session
 from mbrl.train import main
-from world_model import IVideoGPT
+from world_model import Episode, IVideoGPT
 
 # -- what a run leaves -------------------------------------------------------------------------------------------------
 
@@ -114,6 +116,7 @@ DEMONSTRATED = (
     "drqv2.actor_average=0.9",
     "seed_policy=bc",
     "demonstration_share=linear(0.5,0.25,40)",
+    "imitate_successes=true",
 )
 
 
@@ -148,6 +151,34 @@ def test_cut_off_with_every_use_of_demonstrations_ends_bit_equal(
     assert different(demonstrated, again) == []
     actions = [np.load(run / "replay" / f"{9:06d}.npz")["actions"] for run in (demonstrated, again)]
     assert np.array_equal(*actions)
+
+
+def test_successes_become_demonstrations_also_behind_a_checkpoint(
+    run_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """About every second episode counts as one here."""
+    held = set()
+    record, act = EpisodeRecorder.episode, Session.act
+
+    def lucky(self: EpisodeRecorder) -> Episode:
+        episode = record(self)
+        lucky = float(episode.actions.sum() * 1e4 // 1 % 2)
+        return episode._replace(successes=np.full(len(episode.actions), lucky, np.float32))
+
+    def counted(self: Session, agent: Agent) -> None:
+        act(self, agent)
+        assert self.demonstrations is not None
+        held.add((self.collector.stored, self.demonstrations.num_episodes))
+
+    monkeypatch.setattr(EpisodeRecorder, "episode", lucky)
+    monkeypatch.setattr(Session, "act", counted)
+    own = ("agent=drqv2", "imitate_successes=true", "seed_policy=random")
+    cut(run_root, 110, *own)
+    folder = train(run_root, *own)
+    episodes = read_episodes(episode_files(folder / "replay"))
+    successes = np.cumsum([succeeded(episode) or number < 2 for number, episode in enumerate(episodes)])
+    assert 2 < successes[-1] < len(successes)
+    assert held == {(i + 1, n) for i, n in enumerate(successes) if i > 0}
 
 
 def test_evaluating_often_changes_nothing_of_it(demonstrated: Path, run_root: Path) -> None:

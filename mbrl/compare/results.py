@@ -238,8 +238,8 @@ def check(curves: Sequence[Curve]) -> None:
             )
         first = methods.setdefault((curve.task, curve.method), curve)
         if other := differences(first.config, curve.config, BETWEEN_SEEDS):
-            shown = ", ".join(f"{key} {first.config[key]} and {curve.config[key]}" for key in other[:3])
-            more = f" and {len(other) - 3} more keys" if len(other) > 3 else ""
+            shown = ", ".join(f"{key} {first.config[key]} and {curve.config[key]}" for key in other[:2])
+            more = f" and {len(other) - 2} more keys" if len(other) > 2 else ""
             raise UserError(
                 f"{first.source} and {curve.source} are not seeds of one method: {shown}{more}; "
                 "choose runs that agree with RUNS=..., and give changed runs a variant=<name>"

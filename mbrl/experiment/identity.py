@@ -25,7 +25,14 @@ IMAGINATION = {
     "update_transformer_every_frames",
     "update_tokenizer_every_frames",
 }
-TRANSITIONS = {"nstep", "discount", "batch_size", "agent_updates_per_decision", "demonstration_share"}
+TRANSITIONS = {
+    "nstep",
+    "discount",
+    "batch_size",
+    "agent_updates_per_decision",
+    "demonstration_share",
+    "imitate_successes",
+}
 PLANNING = {"planner", "planning", "exploration_stddev"}
 # Keys, and sections of them, that an agent never looks at.
 UNUSED = {

@@ -113,7 +113,9 @@ class Conduct:
         """A page is gone, and so are the hands on its keys."""
         self.heeded.pop(page, None)
         if self._hold.page == page:
-            self._hold, self._pressed = self._nobody, None
+            self._hold = self._nobody
+        if self._pressed is not None and self._pressed.page == page:
+            self._pressed = None
 
     def note(self, text: str, fault: bool = False) -> None:
         self.status.note, self.status.fault = text, fault
