@@ -55,11 +55,14 @@ $(foreach name,$(filter-out $(KNOWN) $(INSTALLATION),$(TYPED)),$(error $(call un
 # Shells and hosting services have these in the environment for purposes of their own.
 $(foreach name,HOST PORT RUN,$(if $(findstring environment,$(origin $(name))),$(eval override undefine $(name))))
 
-# Values are what was typed: make reads no `$` in them, and `given` keeps the shell from reading the rest. ARGS alone is
-# made of words, and quotes of its own.
+# Values are what was typed: make reads no `$` in them, and `given` keeps the shell from reading the rest.
 $(foreach name,$(KNOWN) $(INSTALLATION),$(if $(filter-out undefined,$(origin $(name))),\
 	$(eval override $(name) := $$(value $(name)))))
 given = $(if $2,$(call quote,$1=$2))
+# ARGS alone is made of words, with quotes of its own: each of them, in quotes for the shell.
+SPLIT := import shlex, sys; print(shlex.join(shlex.split(sys.argv[1])))
+split = $(shell $$(command -v python3 || echo $(PY)) -c '$(SPLIT)' $(call quote,$(ARGS)) 2>/dev/null)
+words = $(if $(strip $(ARGS)),$(or $(split),$(error ARGS=$(ARGS): a quote in it has no end)))
 
 # The run that is meant. What is left out keeps its default in configs/config.yaml.
 CHOSEN = $(call given,task,$(TASK)) $(call given,agent,$(AGENT)) $(call given,seed,$(SEED))
@@ -117,60 +120,60 @@ help:
 
 .PHONY: train resume eval sweep compare data pretrain predict study plan export bench play watch verify doctor tasks
 train: setup
-	$(PY) -m mbrl.train $(CHOSEN) $(call given,preset,$(PRESET)) $(ARGS)
+	$(PY) -m mbrl.train $(CHOSEN) $(call given,preset,$(PRESET)) $(words)
 
 resume: setup
-	$(PY) -m mbrl.resume $(CHOSEN) $(ARGS)
+	$(PY) -m mbrl.resume $(CHOSEN) $(words)
 
 eval: setup
-	$(PY) -m mbrl.evaluate $(CHOSEN) $(ARGS)
+	$(PY) -m mbrl.evaluate $(CHOSEN) $(words)
 
 sweep: setup
-	$(PY) -m mbrl.sweep $(CHOSEN) $(SWEEP) $(call given,preset,$(PRESET)) $(ARGS)
+	$(PY) -m mbrl.sweep $(CHOSEN) $(SWEEP) $(call given,preset,$(PRESET)) $(words)
 
 compare: setup
-	$(PY) -m mbrl.compare $(COMPARISON) $(ARGS)
+	$(PY) -m mbrl.compare $(COMPARISON) $(words)
 
 data: setup
-	$(PY) -m mbrl.data $(call given,source,$(SOURCE)) $(ARGS)
+	$(PY) -m mbrl.data $(call given,source,$(SOURCE)) $(words)
 
 pretrain: setup
-	$(PY) -m mbrl.pretrain $(call given,data,$(DATA)) $(call given,stage,$(STAGE)) $(ARGS)
+	$(PY) -m mbrl.pretrain $(call given,data,$(DATA)) $(call given,stage,$(STAGE)) $(words)
 
 bench: setup
-	$(PY) -m benchmarks.bench $(CHOSEN) $(call given,preset,$(PRESET)) $(BESIDE) $(ARGS)
+	$(PY) -m benchmarks.bench $(CHOSEN) $(call given,preset,$(PRESET)) $(BESIDE) $(words)
 
 predict: setup
-	$(PY) -m mbrl.predict $(call given,model,$(MODEL)) $(call given,data,$(DATA)) $(ARGS)
+	$(PY) -m mbrl.predict $(call given,model,$(MODEL)) $(call given,data,$(DATA)) $(words)
 
 study: setup
-	$(PY) -m mbrl.study $(call given,study,$(NAME)) $(call given,start_from,$(MODEL)) $(call given,data,$(DATA)) $(ARGS)
+	$(PY) -m mbrl.study $(call given,study,$(NAME)) $(call given,start_from,$(MODEL)) $(call given,data,$(DATA)) $(words)
 
 plan: setup
-	$(PY) -m mbrl.plan $(call given,task,$(TASK)) $(call given,goal,$(GOAL)) $(call given,model,$(MODEL)) $(ARGS)
+	$(PY) -m mbrl.plan $(call given,task,$(TASK)) $(call given,goal,$(GOAL)) $(call given,model,$(MODEL)) $(words)
 
 play: setup
-	$(PY) -m mbrl.play $(PLAYED) $(ARGS)
+	$(PY) -m mbrl.play $(PLAYED) $(words)
 
 watch: setup
-	$(PY) -m mbrl.play watch=true $(PLAYED) $(ARGS)
+	$(PY) -m mbrl.play watch=true $(PLAYED) $(words)
 
 verify: setup
-	$(PY) -m mbrl.verify $(call given,run,$(RUN)) $(ARGS)
+	$(PY) -m mbrl.verify $(call given,run,$(RUN)) $(words)
 
 export: setup
-	$(PY) -m mbrl.export $(call given,run,$(RUN)) $(ARGS)
+	$(PY) -m mbrl.export $(call given,run,$(RUN)) $(words)
 
 doctor: setup
-	$(PY) -m mbrl.doctor $(ARGS)
+	$(PY) -m mbrl.doctor $(words)
 
 tasks: setup
-	$(PY) -m mbrl.tasks $(ARGS)
+	$(PY) -m mbrl.tasks $(words)
 
 .PHONY: test check lint
 # Files are dealt out to as many processes as there are cores; their fixtures are made once in each.
 test: setup
-	$(PY) -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile $(ARGS)
+	$(PY) -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile $(words)
 
 # What breaks most often and takes no run to find out.
 QUICK := architecture makefile settings weights_by_name stats metrics replay episodes augmentation adversary data video

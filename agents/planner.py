@@ -51,7 +51,7 @@ class PlannerConfig:
 
     horizon: Annotated[int, "[1, inf)"]  # H, actions a plan
     samples: Annotated[int, "[1, inf)"]  # N, candidates an iteration, all kinds of them together
-    iterations: Annotated[int, "[1, inf)"]
+    iterations: Annotated[int, "[1, 1000]"]
     elites: Annotated[
         int, "[1, inf)"
     ]  # E, candidates that the distribution is refitted to; fewer if fewer have a finite score

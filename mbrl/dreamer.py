@@ -99,11 +99,13 @@ class Dreamer:
         return self.session.parts() | {"stream.json": counted}
 
     def restore(self, saved: Checkpoint) -> None:
-        counted = saved.load("stream.json")
-        self.remembered = counted["remembered"]
-        self.offered = min(counted["offered"], self.replay.frames_added)
-        # Checkpoints from before "added" was counted are taken to be whole.
-        if self.replay.frames_added != counted.get("added", self.replay.frames_added):
+        with saved.restoring():
+            counted = saved.load("stream.json")
+            self.remembered = counted["remembered"]
+            self.offered = min(counted["offered"], self.replay.frames_added)
+            # Checkpoints from before "added" was counted are taken to be whole.
+            whole = self.replay.frames_added == counted.get("added", self.replay.frames_added)
+        if not whole:
             self.remember_again()
 
     def remember_again(self) -> None:

@@ -17,6 +17,7 @@ from agents import Agent, DrQv2
 from mbrl.build import make_agent, make_env, make_world
 from mbrl.collector import record
 from mbrl.experiment import checkpoints
+from mbrl.experiment.capacity import needs_of_evaluation, refuse_too_large
 from mbrl.experiment.checkpoints import Checkpoint
 from mbrl.experiment.command import command
 from mbrl.experiment.identity import FREE_KEYS
@@ -80,15 +81,17 @@ def evaluate(overrides: list[str]) -> None:
     settings = stored_settings(asked, typed - planned, FREE)
     if planned:
         settings = dataclasses.replace(settings, planner=asked.planner, planning=asked.planning)
+    refuse_too_large(needs_of_evaluation(settings), settings.device)
     folder = run_folder(settings)
     saved = checkpoints.latest(folder / CHECKPOINTS)
     if saved is None:
         raise UserError(f"{folder} has no checkpoint yet: let it train a little longer")
     device, env = pick_device(settings.device), make_env(settings)
     agent = make_agent(settings, env, device)
-    agent.load_weights(saved.load("agent.safetensors", device))  # all that acting needs, and fit for any device
-    if planned or isinstance(agent, PlanningAgent):
-        agent = planning_agent(agent, settings, env, saved, device)
+    with saved.restoring():
+        agent.load_weights(saved.load("agent.safetensors", device))  # all that acting needs, and fit for any device
+        if planned or isinstance(agent, PlanningAgent):
+            agent = planning_agent(agent, settings, env, saved, device)
     # Not the seeds that training evaluated with: its choice of a checkpoint may have been made on those.
     seeds = [stream_seed(settings.seed, "make eval", i) for i in range(settings.num_eval_episodes)]
     bar = tqdm(seeds, unit="episode", dynamic_ncols=True)
@@ -96,12 +99,13 @@ def evaluate(overrides: list[str]) -> None:
     env.close()
     planner = f"_{settings.planner}" if planned else ""
     video = folder / "videos" / f"make_eval{planner}_{saved.frame:09d}.gif"
-    write_gif(video, side_by_side([episode.frames for episode in result.episodes[:SHOWN]], scale=2), fps=20)
     acting = f", planner {settings.planner}" if isinstance(agent, PlanningAgent) else ""
     print(
         f"{folder} at frame {saved.frame}{acting}: success rate {result.success_rate:.2f}, "
-        f"return {result.episode_return:.1f} over {len(seeds)} episodes ({video})"
+        f"return {result.episode_return:.1f} over {len(seeds)} episodes ({video})",
+        flush=True,  # also where the video can't be written
     )
+    write_gif(video, side_by_side([episode.frames for episode in result.episodes[:SHOWN]], scale=2), fps=20)
 
 
 if __name__ == "__main__":

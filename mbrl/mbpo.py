@@ -144,7 +144,8 @@ class MBPO:
 
     def restore(self, saved: Checkpoint) -> None:
         self.world.restore(saved)
-        self.imagined.load_state_dict(saved.load("imagined.pt"))
-        dreams = saved.load("dreams.pt")
-        self.generator.set_state(dreams["generator"])
-        self.initialised = dreams["initialised"]
+        with saved.restoring():
+            self.imagined.load_state_dict(saved.load("imagined.pt"))
+            dreams = saved.load("dreams.pt")
+            self.generator.set_state(dreams["generator"])
+            self.initialised = dreams["initialised"]

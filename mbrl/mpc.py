@@ -92,4 +92,5 @@ class MPC:
 
     def restore(self, saved: Checkpoint) -> None:
         self.world.restore(saved)
-        self.initialised = saved.load("mpc.json")["initialised"]
+        with saved.restoring():
+            self.initialised = bool(saved.load("mpc.json")["initialised"])

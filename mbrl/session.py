@@ -105,7 +105,8 @@ class Session:
             for episode in self.collector.stored_episodes(count, count + played):
                 self.imitate(episode)
             if self.run.checkpoint is not None:
-                self.demonstrations.load_state_dict(self.run.checkpoint.load("demonstrations.json"))
+                with self.run.checkpoint.restoring():
+                    self.demonstrations.load_state_dict(self.run.checkpoint.load("demonstrations.json"))
             if isinstance(self.agent, BehaviourCloner):
                 self.agent.demonstrations = self.demonstrations.sample
                 if self.run.checkpoint is None:
@@ -219,15 +220,16 @@ class Session:
         """The inverse of `parts`, from the run's checkpoint."""
         saved = self.run.checkpoint
         assert saved is not None
-        self.agent.load_weights(saved.load("agent.safetensors", self.device))
-        self.agent.load_state(saved.load("agent.pt", self.device))
-        self.seed_agent.load_state(saved.load("random.pt", self.device))
-        self.collector.load_state(saved.load("collector.json"))
-        self.replay.load_state_dict(saved.load("replay.json"))
-        rng = saved.load("torch.pt")
-        torch.set_rng_state(rng["cpu"])
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(rng["cuda"], self.device)
+        with saved.restoring():
+            self.agent.load_weights(saved.load("agent.safetensors", self.device))
+            self.agent.load_state(saved.load("agent.pt", self.device))
+            self.seed_agent.load_state(saved.load("random.pt", self.device))
+            self.collector.load_state(saved.load("collector.json"))
+            self.replay.load_state_dict(saved.load("replay.json"))
+            rng = saved.load("torch.pt")
+            torch.set_rng_state(rng["cpu"])
+            if self.device.type == "cuda":
+                torch.cuda.set_rng_state(rng["cuda"], self.device)
 
     def save(self, parts: Mapping[str, Any], finished: bool = False) -> None:
         """Write a checkpoint of `parts`; behind a `finished` one the run counts as complete."""

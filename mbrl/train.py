@@ -4,6 +4,7 @@ Every key stands in configs/config.yaml. The run's folder is runs/<task>/<agent>
 """
 
 from mbrl.dreamer import Dreamer
+from mbrl.experiment.capacity import needs_of_run, refuse_too_large
 from mbrl.experiment.command import command
 from mbrl.experiment.run import Run
 from mbrl.experiment.settings import Settings, load
@@ -16,6 +17,7 @@ LOOPS: dict[str, type[MBPO | Dreamer | MPC | Online]] = {"mbpo": MBPO, "dreamerv
 
 
 def train(settings: Settings) -> None:
+    refuse_too_large(needs_of_run(settings), settings.device)
     with Run.open(settings) as run:
         loop = LOOPS.get(settings.agent, Online)(run)
         try:

@@ -60,7 +60,8 @@ def world_of(
         return load_world(left, settings, env, device), str(left)
     if run is not None and ((saved := run.policy.checkpoint).path / WORLD).exists():
         world = make_world(settings, env, device)
-        world.load_weights(saved.load(WORLD, device))
+        with saved.restoring():
+            world.load_weights(saved.load(WORLD, device))
         return world, str(saved.path)
     kind, pretrained = settings.world_model.kind, settings.world_model.pretrained
     if kind == "ivideogpt" and pretrained != "none":

@@ -6,7 +6,6 @@ The seeds are those of the training's own evaluation, and the weights those that
 differ; another processor or OpenGL library can change last bits and pixels, and with them an episode that was close.
 """
 
-import csv
 import dataclasses
 import math
 
@@ -14,18 +13,19 @@ import torch
 from tqdm import tqdm
 
 from mbrl.build import make_env
+from mbrl.compare.results import evaluations
 from mbrl.evaluate import play
 from mbrl.experiment.command import command
 from mbrl.experiment.logger import EVAL
 from mbrl.experiment.run import stream_seed
-from mbrl.experiment.settings import UserError, load_plain, pick_device
+from mbrl.experiment.settings import Device, Folder, UserError, load_plain, pick_device
 from mbrl.trained import Trained, open_run
 
 
 @dataclasses.dataclass(frozen=True)
 class VerifyOptions:
-    run: str
-    device: str
+    run: Folder
+    device: Device
 
 
 def main(overrides: list[str]) -> None:
@@ -41,7 +41,7 @@ def main(overrides: list[str]) -> None:
     seeds = [stream_seed(settings.seed, "evaluation", frame, i) for i in range(episodes)]
     result = play(policy.agent, env, decision, tqdm(seeds, unit="episode", dynamic_ncols=True))
     env.close()
-    rate, earned = float(row["success_rate"]), float(row["episode_return"])
+    rate, earned = row["success_rate"], row["episode_return"]
     told = (
         f"{policy.folder} at frame {frame}, {episodes} episodes: success rate {result.success_rate:g}, return "
         f"{result.episode_return:.3f}; eval.csv says {rate:g} and {earned:.3f}"
@@ -52,19 +52,14 @@ def main(overrides: list[str]) -> None:
     print(f"the same: {told}" if same else f"the same success rate, another return: {told}")
 
 
-def published(trained: Trained) -> dict[str, str]:
+def published(trained: Trained) -> dict[str, float]:
     """The row of eval.csv that belongs to the weights. Raises UserError: there is none."""
     path, frame = trained.policy.folder / EVAL, trained.policy.frame
-    try:
-        rows = list(csv.DictReader(path.read_text().splitlines()))
-        frames = [int(row["frame"]) for row in rows]
-        return rows[frames.index(frame)]
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except (KeyError, ValueError) as error:
-        raise UserError(
-            f"{path} has no evaluation at frame {frame}, that of its weights; a finished run has"
-        ) from error
+    columns = evaluations(path, print)
+    for row in zip(*columns.values(), strict=True):
+        if row[0] == frame:
+            return dict(zip(columns, map(float, row), strict=True))
+    raise UserError(f"{path} has no evaluation at frame {frame}, that of its weights; a finished run has")
 
 
 if __name__ == "__main__":

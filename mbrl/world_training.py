@@ -99,11 +99,6 @@ class WorldTraining:
     def restore(self, saved: Checkpoint) -> None:
         """Raises UserError: the checkpoint holds another world model."""
         device = self.session.device
-        try:
+        with saved.restoring():
             self.model.load_weights(saved.load("world_model.safetensors", device))
             self.model.load_state(saved.load("world_model.pt", device))
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise UserError(
-                f"{saved.path} holds another world model than this version makes of the run's config: finish the run "
-                "with the version that began it (git.json), or set variant=<name> to begin anew"
-            ) from error

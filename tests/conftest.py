@@ -17,6 +17,16 @@ import torch
 from tiny import Command, Shell, checkpoints, copy_of, tiny, train
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--whole", action="store_true", help="all cases of tests/test_fuzz.py, all kills of test_kills.py")
+
+
+@pytest.fixture(scope="session")
+def whole(request: pytest.FixtureRequest) -> bool:
+    """Whether tests that have a quick part run as a whole: minutes in place of seconds."""
+    return bool(request.config.getoption("--whole"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_torch_thread() -> None:
     """Sums are split by thread: equal bits on every machine need an equal number of threads."""

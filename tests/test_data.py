@@ -94,7 +94,7 @@ def test_bad_datasets_are_refused_by_name(folder, tmp_path):
     with pytest.raises(DataError, match="no episode of .* has 11 frames"):
         ClipDataset(folder).sample(1, 11, np.random.default_rng(0))
     (folder / "b.npy").write_bytes((folder / "b.npy").read_bytes()[:-100])
-    with pytest.raises(DataError, match="shard .*b is damaged"):
+    with pytest.raises(DataError, match="b.npz cannot be read"):
         ClipDataset(folder)
 
 

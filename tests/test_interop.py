@@ -18,7 +18,6 @@ import agents
 from mbrl.evaluate import play
 from mbrl.experiment import checkpoints
 from mbrl.experiment.episodes import episode_files, read_episodes
-from mbrl.experiment.schema import UserError
 from mbrl.interop import load
 from mbrl.interop.dream_env import DreamEnv
 from mbrl.interop.recordings import Recordings
@@ -27,6 +26,7 @@ from world_model import IVideoGPT, imagine
 from world_model.api import Episode
 from world_model.data import write_shard
 from world_model.onestep import OneStep, OneStepLearning, OneStepWorld
+from world_model.schema import UserError
 
 DREAM = "mbrl.interop.dream_env:Dream-v0"
 

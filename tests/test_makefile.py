@@ -77,9 +77,35 @@ def test_a_value_is_never_code(make: Make, tmp_path: Path, value: str) -> None:
     assert not (tmp_path / "y").exists()
 
 
+@pytest.mark.parametrize(
+    "value",
+    ["x; touch y", "x && touch y", "x | touch y", "$(touch y)", "`touch y`", "x > y", "$(shell touch y)", "#x", "x,y"],
+)
+def test_arguments_are_words_and_never_code(make: Make, tmp_path: Path, value: str) -> None:
+    for done in (make("train", f"ARGS={value}"), make("train", ARGS=value), make("test", f"ARGS='{value}'")):
+        assert done.returncode == 0
+        assert done.stdout.split()[-len(value.split()) :] == value.split()
+    assert not (tmp_path / "y").exists()
+
+
+def test_a_line_more_is_no_command(make: Make, tmp_path: Path) -> None:
+    make("train", "TASK=x\ntouch y", "ARGS=x\ntouch y\n$(touch y)")
+    make("train", TASK="x\ntouch y", ARGS="x\ntouch y")
+    make("x\ntouch y")
+    assert not (tmp_path / "y").exists()
+
+
+def test_a_quote_without_an_end_is_refused(make: Make) -> None:
+    done = make("train", "ARGS=variant='a b")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "ARGS=variant='a b: a quote in it has no end" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert make("train", "ARGS= ").stdout.splitlines() == ["-m", "mbrl.train"]
+
+
 def test_every_target_that_runs_python_says_what_it_knows(project_root: Path) -> None:
     """The tables at the top of the Makefile against the recipes: whatever is handed on is known, and the other way."""
-    text = (project_root / "Makefile").read_text()
+    text = (project_root / "Makefile").read_text().replace("$(words)", "$(ARGS)")
     values = dict(re.findall(r"^(\w+) :?= (.*)$", text, re.MULTILINE))
 
     def used(recipe: str) -> set[str]:

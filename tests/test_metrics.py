@@ -110,7 +110,7 @@ def test_missing_or_wrong_i3d_weights_are_named(tmp_path):
     with pytest.raises(WeightsError, match=r"i3d_torchscript\.pt is missing"):
         I3D(tmp_path, torch.device("cpu"))
     (tmp_path / FILE).write_bytes(b"nothing of the kind")
-    with pytest.raises(WeightsError, match="is no TorchScript model"):
+    with pytest.raises(WeightsError, match="must be I3D as TorchScript"):
         I3D(tmp_path, torch.device("cpu"))
     torch.jit.script(torch.nn.Linear(3, 3)).save(str(tmp_path / FILE))
     with pytest.raises(WeightsError, match="is not the I3D that is expected"):

@@ -53,5 +53,5 @@ def test_missing_or_wrong_weights_are_named(folder, tmp_path):
         LPIPS.from_folder(tmp_path)
     for name in ("vgg16.pth", "lpips.pth"):
         (tmp_path / name).write_bytes((folder / "lpips.pth").read_bytes())
-    with pytest.raises(WeightsError, match="holds no LPIPS-VGG weights"):
+    with pytest.raises(WeightsError, match="must hold LPIPS-VGG weights"):
         LPIPS.from_folder(tmp_path)

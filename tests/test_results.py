@@ -187,8 +187,8 @@ def test_published_files_are_read(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("scores.json.gz", '[{"task": "dmc_walker_walk"', "is no whole file of DreamerV3 scores"),
-        ("scores.json.gz", '[{"task": "dmc_walker_walk", "method": "x"}]', "is no whole file of DreamerV3 scores"),
+        ("scores.json.gz", '[{"task": "dmc_walker_walk"', "a whole file of DreamerV3 scores"),
+        ("scores.json.gz", '[{"task": "dmc_walker_walk", "method": "x"}]', "a whole file of DreamerV3 scores"),
         ("tdmpc2/mw-hammer.csv", "step,success,seed\n0,0.0,1\n1000,0.\n2000,\n", "line 4 is damaged"),
         ("tdmpc2/mw-hammer.csv", "step,success,seed\n0,nan,1\n", "success is nan, which is no finite number"),
         ("tdmpc2/mw-hammer.csv", "step,success,seed\n0,0.0,1\n0,0.5,1\n", "has two scores at one frame"),

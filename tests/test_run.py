@@ -269,7 +269,17 @@ def fails(error: BaseException) -> Callable[[list[str]], None]:
 
 @pytest.mark.parametrize(
     "error",
-    [UserError("what"), envs.UnknownTask("what"), OSError(errno.ENOSPC, "full"), OSError(errno.EDQUOT, "quota")],
+    [
+        UserError("what"),
+        envs.UnknownTask("what"),
+        OSError(errno.ENOSPC, "full"),
+        OSError(errno.EDQUOT, "quota"),
+        OSError(errno.EROFS, "Read-only file system", "runs/x/.lock"),
+        OSError("a server that does not answer"),
+        MemoryError("Unable to allocate 7.28 TiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4000000000000 bytes."),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
+    ],
     ids=repr,
 )
 def test_command_prints_one_line(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
@@ -279,6 +289,8 @@ def test_command_prints_one_line(error: Exception, capsys: pytest.CaptureFixture
     output = capsys.readouterr().err
     assert output.startswith("error: ")
     assert output.count("\n") == 1
+    if error.args[0] == errno.EROFS:
+        assert output == "error: runs/x/.lock cannot be used: Read-only file system\n"
 
 
 def test_command_lets_bugs_through_and_is_content_with_a_finished_run() -> None:

@@ -6,9 +6,17 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import pytest
 import torch
 
+from mbrl.compare.compare import CompareSettings
+from mbrl.data.data import DataSettings
 from mbrl.experiment import settings
 from mbrl.experiment.settings import CONFIG_DIR, Settings, UserError, build, flatten, load, pick_device, to_dict
+from mbrl.export.export import ExportSettings
+from mbrl.plan.plan import PlanSettings
+from mbrl.play.play import PlayOptions
+from mbrl.predict.predict import PredictSettings
 from mbrl.pretrain.pretrain import PretrainSettings
+from mbrl.study.study import StudySettings
+from mbrl.sweep.runs import SweepSettings
 
 PAPER_TASKS = {  # where the published curves end, in frames
     "button-press-topdown-wall": 60_000,
@@ -205,8 +213,19 @@ def numbers_without_a_range(kind: Any, key: str) -> list[str]:
 
 
 def test_every_number_has_a_range() -> None:
-    assert numbers_without_a_range(Settings, "run") == []
-    assert numbers_without_a_range(PretrainSettings, "pretrain") == []
+    for kind in (
+        Settings,
+        PretrainSettings,
+        PredictSettings,
+        StudySettings,
+        CompareSettings,
+        DataSettings,
+        SweepSettings,
+        PlayOptions,
+        ExportSettings,
+        PlanSettings,
+    ):
+        assert numbers_without_a_range(kind, kind.__name__) == []
 
 
 def test_a_run_from_scratch_learns_before_it_dreams() -> None:

@@ -24,13 +24,14 @@ from typing import Annotated, Any, Literal, Unpack, cast
 import safetensors.torch
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from world_model.api import Clips, ClipSampler, Dream, FrameRollout, StartOptions, WeightsError, is_due
+from world_model.files import read_json, read_tensors, read_text, reading
 from world_model.heads import HEADS, Head
 from world_model.metrics import moved, moving_errors
 from world_model.precision import autocast_dtype
+from world_model.schema import build, convert
 
 KIND = "onestep"  # in config.json
 INIT_GATE_LOGIT = -2.0  # logit of the gate of a network that knows nothing
@@ -50,6 +51,15 @@ class OneStepLearning:
     motion_weight: Annotated[float, "[0, inf)"]
     reward_weight: Annotated[float, "[0, inf)"]
     precision: Literal["auto", "fp32", "bf16"]
+
+    def __post_init__(self) -> None:
+        if self.width % 2:
+            raise ValueError(f"width={self.width} must be even")
+
+    @property
+    def parameters(self) -> int:
+        """A network of these sizes has more: its widest convolutions alone are counted."""
+        return (4 * 9 * 16 + 9 * 32 + 16 * 8) * self.width**2
 
 
 @dataclass(frozen=True)
@@ -131,19 +141,14 @@ class OneStep(nn.Module):
         Raises WeightsError: they are missing, damaged or of other sizes.
         """
         path, own = Path(folder) / "model.safetensors", self.state_dict()
-        try:
-            saved = safetensors.torch.load_file(path)
+        with reading(path, WeightsError):
+            saved = read_tensors(path)
             if "action.weight" in saved and saved["action.weight"].shape != own["action.weight"].shape:
                 saved |= {name: own[name] for name in ("action.weight", "action.bias")}
             kept = {name: value for name, value in own.items() if name.startswith("heads.")}
             self.load_state_dict(
                 kept | {name: value for name, value in saved.items() if name in own or not name.startswith("heads.")}
             )
-        except FileNotFoundError:
-            raise WeightsError(f"no one-step model here: {path} is missing") from None
-        except (SafetensorError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise WeightsError(f"{path} does not fit this one-step model: {reason}") from None
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, precision: str | None = None) -> OneStep:
@@ -152,15 +157,15 @@ class OneStep(nn.Module):
         Raises WeightsError: it is missing or damaged.
         """
         path = Path(folder) / "config.json"
-        try:
-            stored = json.loads(path.read_text())
+        with reading(path, WeightsError):
+            stored = read_json(path)
             stored["precision"] = precision or stored["precision"]
-            config = OneStepLearning(**{field.name: stored[field.name] for field in fields(OneStepLearning)})
-            model = cls(config, stored["action_dim"], stored["heads"])
-        except FileNotFoundError:
-            raise WeightsError(f"no one-step model here: {path} is missing") from None
-        except (ValueError, KeyError) as error:
-            raise WeightsError(f"{path} is damaged: {error}") from None
+            config = build(OneStepLearning, {field.name: stored[field.name] for field in fields(OneStepLearning)})
+            weights = Path(folder) / "model.safetensors"
+            if weights.is_file() and config.parameters > weights.stat().st_size:
+                raise ValueError(f"it has {config.parameters:,} parameters or more, {weights.name} fewer")
+            action_dim = convert(Annotated[int, "[0, 10000]"], stored["action_dim"], "action_dim")
+            model = cls(config, action_dim, stored["heads"])
         model.load_pretrained(folder)
         return model
 
@@ -168,7 +173,8 @@ class OneStep(nn.Module):
 def holds_onestep(folder: str | Path) -> bool:
     """Whether a one-step model was saved in `folder`."""
     path = Path(folder) / "config.json"
-    return path.exists() and f'"kind": "{KIND}"' in path.read_text()
+    with reading(path, WeightsError):
+        return path.exists() and f'"kind": "{KIND}"' in read_text(path)
 
 
 class OneStepWorld:

@@ -7,7 +7,6 @@ all; what does not belong together is refused (see `mbrl/compare/results.py`), w
 
 import dataclasses
 import os
-import re
 import shlex
 import shutil
 import tempfile
@@ -20,22 +19,18 @@ from mbrl.compare import figures, foreign, page, results, tables
 from mbrl.compare.comparison import Comparison, Note, compare
 from mbrl.compare.results import Curve, NothingThere
 from mbrl.experiment.run import SMOKE
-from mbrl.experiment.settings import Positive, Range, UserError, load_plain
+from mbrl.experiment.settings import Folder, Name, Positive, Range, UserError, load_plain
 
 
 @dataclasses.dataclass(frozen=True)
 class CompareSettings:
     task_names: tuple[str, ...]
-    runs: tuple[str, ...]
-    name: str
-    out: str
+    runs: tuple[Folder, ...]
+    name: Name
+    out: Folder
     frames: Positive | None
     export: Literal["none", "dreamerv3"]
-    reps: Annotated[int, Range(100)]
-
-    def __post_init__(self) -> None:
-        if not re.fullmatch(r"[\w-][\w.-]*", self.name):
-            raise UserError(f"name={self.name}: only letters, digits, '_', '-' and '.', it names a folder")
+    reps: Annotated[int, Range(100, 1e6)]
 
 
 def read(settings: CompareSettings, note: Note) -> list[Curve]:

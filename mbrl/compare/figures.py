@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from matplotlib import rc_context
+from matplotlib import rc_context, rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
@@ -24,6 +24,7 @@ INK, GRID = "#33373d", "#d9dce1"
 STAND_INS = tuple(f"#0000{0xA0 + number:02x}" for number in range(len(LIGHT)))
 INK_STAND_IN, GRID_STAND_IN = "#0000b0", "#0000b1"
 FONT_SIZE = 9
+rcParams["text.parse_math"] = False  # a dollar in a name begins no formula
 
 
 class Style:
@@ -153,8 +154,12 @@ def svg(figure: Figure, description: str) -> str:
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     text = file.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    opening = rf'<svg viewBox="\1" role="img" aria-label="{html.escape(description)}">'
-    text = re.sub(r'^<svg[^>]*?viewBox="([^"]*)"[^>]*>', opening, text)
+    label = html.escape(description)
+    text = re.sub(
+        r'^<svg[^>]*?viewBox="([^"]*)"[^>]*>',
+        lambda found: f'<svg viewBox="{found[1]}" role="img" aria-label="{label}">',
+        text,
+    )
     text = re.sub(r"font: (?:\S+ )?([\d.]+px) [^;\"]*", r"font-size: \1; font-family: inherit", text)
     text = re.sub(r'id="method-(\d+)"', r'class="method method-\1"', text)
     for number, colour in enumerate(STAND_INS):

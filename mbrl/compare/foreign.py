@@ -24,11 +24,15 @@ import numpy as np
 import envs
 from mbrl.compare.results import Curve
 from mbrl.experiment.settings import UserError
+from world_model.files import READ_ERRORS, reading, regular
 
 DREAMERV3 = "DreamerV3's files: scores as logged; action repeat and episodes behind each are not stated"
 TDMPC2 = "TD-MPC2's files: from states; action repeat 2; success at the last step; unit of `step` not stated"
 TDMPC2_PIXELS = TDMPC2.replace("states", "pixels")
 DRQV2 = "DrQ-v2's files: from pixels; action repeat 2; 10 evaluation episodes"
+NUMBERS = ("frame", "episode_reward", "hour")  # of DrQ-v2's table
+COLUMNS = {"frame", "step"}  # a table without them is none of these
+LARGEST = 2**30  # bytes of an unpacked file
 MOST_POINTS, BINS = 100, 50  # a run with one score for each episode is averaged in bins
 PREFIXES = {f"{prefix}-" if prefix else "": suite for suite in envs.SUITES for prefix in suite.prefixes}
 OTHER_NAMES = {"cup-catch": "ball-in-cup-catch"}
@@ -50,6 +54,11 @@ def read_file(path: Path, wanted: frozenset[str], note: Note) -> list[Curve] | N
 
     Raises UserError, one line, for a file that has begun as one of them and is damaged.
     """
+    with reading(path):
+        return _read_file(path, wanted, note)
+
+
+def _read_file(path: Path, wanted: frozenset[str], note: Note) -> list[Curve] | None:
     if path.name.endswith(".json.gz"):
         benchmark = path.name.split("-")[0] if "-" in path.name else "file"  # dmc_vision, dmc_proprio, ...
         protocol = f"{DREAMERV3} ({benchmark})"
@@ -58,12 +67,15 @@ def read_file(path: Path, wanted: frozenset[str], note: Note) -> list[Curve] | N
         return _curves(path, _dreamerv3_log(path, note), DREAMERV3, "DreamerV3's file", wanted, note)
     if path.suffix != ".csv":
         return None
-    with open(path, newline="", errors="replace") as file:
+    with open(regular(path), newline="", encoding="utf-8", errors="replace") as file:
+        columns = set(csv.DictReader(file).fieldnames or ())
+        if not COLUMNS & columns:
+            return None
+        file.seek(0)
         table = list(csv.DictReader(file))
-        columns = set(table[0]) if table else set()
-    if {"agent", "task", "seed", "frame", "episode_reward", "hour"} <= columns:
+    if {"agent", "task", "seed", *NUMBERS} <= columns:
         rows = [
-            Row(line["task"], line["agent"], line["seed"], *_numbers(path, i, line, "frame", "episode_reward", "hour"))
+            Row(str(line["task"]), str(line["agent"]), str(line["seed"]), *_numbers(path, i, line, *NUMBERS))
             for i, line in enumerate(table, start=2)
         ]
         return _curves(path, rows, DRQV2, "DrQ-v2's file", wanted, note)
@@ -89,28 +101,31 @@ def task_name(published: str) -> str | None:
 
 
 def _dreamerv3_scores(path: Path) -> list[Row]:
-    try:
-        with gzip.open(path, "rt") as file:
-            records = json.load(file)
+    with reading(path, advice="it must be a whole file of DreamerV3 scores"):
+        with gzip.open(regular(path), "rb") as file:
+            content = file.read(LARGEST + 1)
+        if len(content) > LARGEST:
+            raise ValueError(f"it unpacks to more than {LARGEST:,} bytes")
         return [
-            Row(run["task"], run["method"], str(run["seed"]), float(x), float(y))
-            for run in records
+            Row(str(run["task"]), str(run["method"]), str(run["seed"]), float(x), float(y))
+            for run in json.loads(content)
             for x, y in zip(run["xs"], run["ys"], strict=True)
             if y is not None
         ]
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no whole file of DreamerV3 scores: {error}") from error
 
 
 def _dreamerv3_log(path: Path, note: Note) -> list[Row]:
     parts = path.parent.name.split("-")
-    task, method, seed = parts[1:] if len(parts) == 4 else (path.absolute().parts[-4:-1])
+    names = parts[1:] if len(parts) == 4 else path.absolute().parts[-4:-1]
+    if len(names) != 3:
+        raise ValueError("its folder must be <time>-<task>-<method>-<seed> or <task>/<method>/<seed>")
+    task, method, seed = names
     rows, damaged = [], 0
-    for line in path.read_text(errors="replace").splitlines():
+    for line in regular(path).read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             values = json.loads(line)
             rows.append(Row(task, method, seed, float(values["step"]), float(values["episode/score"])))
-        except (ValueError, KeyError, TypeError):
+        except READ_ERRORS:
             damaged += 1
     if damaged:
         note(f"{path}: {damaged} lines without a whole step and episode/score were left out")
@@ -148,11 +163,11 @@ def _curves(
     curves = []
     for (task, method, seed), run in runs.items():
         table = np.array([row[3:] for row in sorted(run, key=lambda row: row.frame)])  # (points, frame score hour)
-        if len(table) > MOST_POINTS:
+        if not np.isfinite(table[:, :2]).all() or table[:, 0].min() < 0:
+            raise UserError(f"{path}: {task} has a score that is no finite number, or one before frame 0")
+        if len(table) > MOST_POINTS and ends[task]:
             table = _binned(table, ends[task] / BINS)
         scores = table[:, 1] / _full_score(task)
-        if not np.isfinite(table[:, :2]).all():
-            raise UserError(f"{path}: {task} has a score that is no finite number")
         if len(np.unique(table[:, 0])) < len(table):
             raise UserError(f"{path}: seed {seed} of {method} on {task} has two scores at one frame")
         if scores.min() < -0.01 or scores.max() > 1.01:
@@ -197,8 +212,8 @@ def write_dreamerv3(curves: Sequence[Curve], folder: Path) -> None:
     records = []
     for curve in curves:
         own_name = re.split("[/:]", curve.task)[-1]
-        task = f"{envs.suite_of(curve.task).prefixes[0]}_{own_name.replace('-', '_')}"
-        method = curve.method.replace("-", "_")
+        task = re.sub(r"\W", "_", f"{envs.suite_of(curve.task).prefixes[0]}_{own_name}")
+        method = re.sub(r"\W", "_", curve.method)
         scores = curve.scores * _full_score(curve.task)
         xs, ys = [int(frame) for frame in curve.frames], [round(float(score), 6) for score in scores]
         records.append({"task": task, "method": method, "seed": int(curve.seed), "xs": xs, "ys": ys})

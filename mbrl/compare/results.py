@@ -6,7 +6,6 @@ Files of other projects are read by `mbrl/compare/foreign.py` into the same `Cur
 
 import csv
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 import envs
 from mbrl.compare.stats import Array
@@ -23,13 +21,27 @@ from mbrl.experiment.identity import BETWEEN_SEEDS, differences, renamed, uses, 
 from mbrl.experiment.logger import EVAL, EVAL_COLUMNS
 from mbrl.experiment.provenance import SIMULATORS
 from mbrl.experiment.run import CONFIG, PROVENANCE
-from mbrl.experiment.settings import UserError, flatten
+from mbrl.experiment.settings import Positive, Range, Seed, UserError, build, flatten
+from mbrl.experiment.stored_config import read_yaml
+from world_model.files import READ_ERRORS, read_json, read_text, reading
 
 EVERYWHERE = ("protocol", "action_repeat", *SIMULATORS)
 WITHIN_A_TASK = ("success_bonus", "demonstrations", "episode_frames")
 # Weights that were pre-trained on other tasks of a suite that agents are judged on.
 IN_DOMAIN = {"world_model/pretrained/small": "metaworld", "world_model/pretrained/onestep": "metaworld"}
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C it is ten times as quick, and there are many runs
+LEAVE_OUT = "leave this run out"
+RANGES = dict(zip(EVAL_COLUMNS, ("[0, 1e15]", "[-1e9, 1e9]", "[0, 1]", "[1, 1e9]", "[0, 1e12]"), strict=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredRun:
+    """What a comparison needs of a stored config, of whatever version."""
+
+    task: str  # names are shown, and escaped where they are
+    agent: str
+    seed: Seed
+    variant: str | None
+    episode_frames: Positive | None
 
 
 class NothingThere(UserError):
@@ -63,7 +75,8 @@ def given(curve: Curve) -> list[str]:
     config, agent = curve.config, str(curve.config["agent"])
     found = []
     kind, demonstrations = config.get("world_model.kind"), config.get("demonstrations", 0)
-    pretrained = config.get("world_model.onestep_pretrained" if kind == "onestep" else "world_model.pretrained", "none")
+    key = "world_model.onestep_pretrained" if kind == "onestep" else "world_model.pretrained"
+    pretrained = str(config.get(key, "none"))
     if kind == "simulator" and uses(agent, "world_model.kind"):
         found.append("the simulator itself as world model")
     elif pretrained != "none" and uses(agent, "world_model.pretrained"):
@@ -126,7 +139,7 @@ def read_run(folder: Path, note: Callable[[str], None]) -> Curve:
     """The evaluations of a run folder. Raises UserError, one line, for anything that is not whole."""
     config = _config(folder)
     task = str(config["task"])
-    rows = _rows(folder / EVAL, note)
+    rows = evaluations(folder / EVAL, note)
     frames, wall_time = rows["frame"], rows["wall_time_s"]
     if np.any(np.diff(frames) <= 0):
         raise UserError(f"{folder / EVAL}: its frames do not rise; leave this run out or remove its folder")
@@ -158,56 +171,60 @@ def read_run(folder: Path, note: Callable[[str], None]) -> Curve:
 
 def _config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
-    try:
-        config = yaml.load(path.read_text(), LOADER)
-    except FileNotFoundError:
-        raise UserError(f"{folder} is no run folder: it has no {CONFIG}") from None
-    except (yaml.YAMLError, UnicodeDecodeError):
-        raise UserError(f"{path} is damaged; leave this run out") from None
-    if not isinstance(config, dict) or not {"task", "agent", "seed"} <= config.keys():
-        raise UserError(f"{path} is damaged: it names no task, agent and seed; leave this run out")
+    if not path.exists():
+        raise UserError(f"{folder} is no run folder: it has no {CONFIG}")
+    with reading(path, advice=LEAVE_OUT):
+        config = read_yaml(path)
+        known = {"variant": None, "episode_frames": None} | config
+        build(StoredRun, {field.name: known[field.name] for field in dataclasses.fields(StoredRun)}, file=str(path))
+        envs.suite_of(config["task"])
     try:
         return flatten(renamed(config)) | flatten(with_defaults(config))
     except UserError:  # of a task, agent, preset or protocol that this version does not have: as it is
         return flatten(config)
 
 
-def _rows(path: Path, note: Callable[[str], None]) -> dict[str, Array]:
+def evaluations(path: Path, note: Callable[[str], None]) -> dict[str, Array]:
     """The columns of an eval.csv. A last line that was cut off is left out with a note."""
-    text = path.read_text(errors="replace") if path.exists() else ""
-    lines = text.splitlines()
-    if lines and not text.endswith("\n"):
-        lines.pop()
-        note(f"{path}: its last line is cut off and was left out")
-    if len(lines) < 2:
-        raise NothingThere(f"{path.parent} holds no evaluation yet")
-    header, *body = csv.reader(lines)
+    with reading(path, advice=LEAVE_OUT):
+        text = read_text(path) if path.exists() else ""
+        lines = text.splitlines()
+        if lines and not text.endswith("\n"):
+            lines.pop()
+            note(f"{path}: its last line is cut off and was left out")
+        if len(lines) < 2:
+            raise NothingThere(f"{path.parent} holds no evaluation yet")
+        header, *body = csv.reader(lines)
     if tuple(header[: len(EVAL_COLUMNS)]) != EVAL_COLUMNS:
-        raise UserError(f"{path} does not begin with the columns {','.join(EVAL_COLUMNS)}; leave this run out")
+        raise UserError(f"{path} does not begin with the columns {','.join(EVAL_COLUMNS)}; {LEAVE_OUT}")
     for number, row in enumerate(body, start=2):
         if len(row) != len(header):
             raise UserError(f"{path} line {number} is damaged: {len(row)} values in place of {len(header)}")
-        for name, value in zip(EVAL_COLUMNS, row, strict=False):
-            if not _is_number(value):
-                raise UserError(f"{path} line {number}: {name} is {value or 'empty'}, which is no finite number")
+        for (name, bound), value in zip(RANGES.items(), row, strict=False):
+            if complaint := _complaint(value, Range.parse(bound)):
+                raise UserError(f"{path} line {number}: {name} is {value or 'empty'}, {complaint}")
     columns = np.array([row[: len(EVAL_COLUMNS)] for row in body], np.float64).T
     return dict(zip(EVAL_COLUMNS, columns, strict=True))
 
 
-def _is_number(text: str) -> bool:
+def _complaint(text: str, bound: Range) -> str | None:
     try:
-        return math.isfinite(float(text))
+        number = float(text)
     except ValueError:
-        return False
+        number = math.nan
+    if not math.isfinite(number):
+        return "which is no finite number"
+    complaint = bound.complaint(number)
+    return f"which must be {complaint}" if complaint else None
 
 
 def _provenance(folder: Path) -> tuple[dict[str, str], str]:
     """Versions and machine of a run. Where a restart changed one, all of them: that run is comparable with none."""
     try:
-        starts = json.loads((folder / PROVENANCE).read_text())["starts"]
+        starts = read_json(folder / PROVENANCE)["starts"]
         packages = {name: sorted({str(start["versions"].get(name)) for start in starts}) for name in SIMULATORS}
         machines = {f"{start['machine']['cpus']} CPUs, {start['machine']['gpu'] or 'no GPU'}" for start in starts}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except READ_ERRORS:
         return {}, "unknown machine"
     return {name: " then ".join(found) for name, found in packages.items() if found}, " then ".join(sorted(machines))
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,6 +11,12 @@ import numpy as np
 from mbrl.compare.comparison import THRESHOLDS, Row
 from mbrl.compare.stats import Estimate
 
+LATEX = {letter: f"\\{letter}" for letter in "%_&#${}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "–": "--",
+}
 PERCENT = [f"{100 * threshold:.0f}" for threshold in THRESHOLDS]
 
 
@@ -70,7 +77,7 @@ def as_csv(rows: Sequence[Row]) -> str:
 
 
 def as_markdown(rows: Sequence[Row], score: str) -> str:
-    lines = [headings(score), ["---"] * len(headings(score)), *map(cells, rows)]
+    lines = [headings(score), ["---"] * len(headings(score)), *([_plain(cell) for cell in cells(row)] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
@@ -95,7 +102,11 @@ def as_latex(rows: Sequence[Row], score: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _plain(text: str) -> str:
+    """For Markdown: what would mean something there stands for itself."""
+    return re.sub(r"([\\`*_{}<>#|$~!]|\[(?![\d-]))", r"\\\1", " ".join(text.split()))
+
+
 def _latex(text: str) -> str:
-    for plain, escaped in (("%", r"\%"), ("_", r"\_"), ("&", r"\&"), ("#", r"\#"), ("–", "--")):
-        text = text.replace(plain, escaped)
+    text = "".join(LATEX.get(letter, letter) for letter in " ".join(text.split()))
     return f"{{{text}}}" if text.startswith("[") else text

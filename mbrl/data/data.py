@@ -21,9 +21,12 @@ from tqdm import tqdm
 
 from envs import suite_of
 from mbrl.data.scripted import ScriptedPlay, chosen_tasks
-from mbrl.experiment.settings import Count, Positive, Range, UserError, load_plain, to_dict
+from mbrl.experiment.capacity import Need, refuse_too_large
+from mbrl.experiment.interrupts import ignored_by_children
+from mbrl.experiment.settings import Count, Folder, Name, Positive, Range, Seed, Threads, UserError, load_plain, to_dict
 from mbrl.pretrain.mixture import load_mixture
-from world_model.data import BROKEN, DataError, Reader, SourceOptions, make_reader, shard_names, write_shard
+from world_model.data import DataError, Reader, SourceOptions, make_reader, shard_names, write_shard
+from world_model.files import READ_OR_MEMORY_ERRORS, read_json, reading, reason
 
 NAMED = 5  # damaged clips named on the screen; the file has them all
 # Keys that may differ from one run into a folder to the next: they add shards and change none.
@@ -33,23 +36,23 @@ FREE_KEYS = frozenset({"out", "workers", "task_names", "episodes_per_task"})
 @dataclasses.dataclass(frozen=True)
 class DataSettings:
     source: Literal["metaworld", "npz", "lerobot", "rlds", "ssv2", "bair", "robonet"]
-    out: str
+    out: Folder
     shard_episodes: Positive
-    workers: Count
+    workers: Threads
     image_size: Positive
     # of everything but metaworld
-    path: str
-    name: str
-    mixture: str
+    path: Folder
+    name: Name
+    mixture: Name
     image_key: str | None
     crop: Literal["none", "center"]
     step: Positive | None
     actions: bool
-    classes: tuple[int, ...]
+    classes: tuple[Count, ...]
     # of metaworld
     task_names: tuple[str, ...]
     episodes_per_task: Positive
-    seed: Count
+    seed: Seed
     action_repeat: Positive
     episode_frames: Positive | None
     success_bonus: Annotated[float, Range(0.0)]
@@ -131,8 +134,8 @@ def record(job: Job) -> Done:
                 left_out += 1
         except DataError:  # a missing package, not a damaged clip
             raise
-        except BROKEN as error:
-            skipped.append(f"{name}: {error}")
+        except READ_OR_MEMORY_ERRORS as error:
+            skipped.append(f"{name}: {reason(error)}")
     if episodes:
         write_shard(job.settings.out, job.name, episodes, dataset_name(job.settings))
     return Done(len(job.units), len(episodes), skipped, left_out)
@@ -144,7 +147,10 @@ def check_same(settings: DataSettings) -> None:
     now = {key: value for key, value in to_dict(settings).items() if key not in FREE_KEYS}
     if settings.mixture != "none" and (names := load_mixture(settings.mixture)[dataset_name(settings)].left_out_names):
         now["left_out"] = len(names)
-    before = json.loads(file.read_text()) if file.exists() else now
+    before = now
+    if file.exists():
+        with reading(file):
+            before = dict(read_json(file))
     if differing := [key for key in now if before.get(key) != now[key]]:
         key = differing[0]
         raise UserError(
@@ -161,8 +167,26 @@ def in_parallel(some: list[Job], workers: int) -> Iterator[Done]:
         return
     # Spawned, not forked: an OpenGL context must not be shared.
     context = multiprocessing.get_context("spawn")
-    with context.Pool(min(workers, len(some)), torch.set_num_threads, (1,)) as pool:
+    with ignored_by_children():
+        pool = context.Pool(min(workers, len(some)), torch.set_num_threads, (1,))
+    with pool:
         yield from pool.imap_unordered(record, some)
+
+
+def needs(settings: DataSettings) -> Iterator[Need]:
+    """Before anything is listed; how much other sources hold shows only when they are read."""
+    s = settings
+    frame = 3 * s.image_size**2
+    yield Need(f"image_size={s.image_size}", frame)
+    if s.source == "metaworld":
+        episodes = len(chosen_tasks(s.task_names)) * s.episodes_per_task
+        keys = f"episodes_per_task={s.episodes_per_task}, image_size={s.image_size}"
+        yield Need(keys, episodes * _frames(s) * frame, s.out)
+
+
+def _frames(settings: DataSettings) -> int:
+    """Of an episode of Meta-world."""
+    return (settings.episode_frames or suite_of("metaworld/").episode_frames) // settings.action_repeat + 1
 
 
 def plan(settings: DataSettings, reader: Reader, total: int, ahead: int, workers: int) -> str:
@@ -173,13 +197,13 @@ def plan(settings: DataSettings, reader: Reader, total: int, ahead: int, workers
     )
     size = f" ({s.image_size}x{s.image_size} pixels)"
     if s.source == "metaworld":
-        frames = (s.episode_frames or suite_of("metaworld/").episode_frames) // s.action_repeat + 1
-        size = f" (about {ahead * frames * 3 * s.image_size**2 / 1e9:.2g} GB, {s.image_size}x{s.image_size} pixels)"
+        size = f" (about {ahead * _frames(s) * 3 * s.image_size**2 / 1e9:.2g} GB, {s.image_size}x{s.image_size} pixels)"
     return f"{source}: {ahead} of {total} {reader.unit}s to make{size}, in {workers} processes, into {s.out}"
 
 
 def main(overrides: list[str]) -> None:
     settings = load_plain(DataSettings, "data", overrides)
+    refuse_too_large(needs(settings), "cpu")
     out = Path(settings.out)
     reader, everything = open_source(settings), jobs(settings)
     out.mkdir(parents=True, exist_ok=True)

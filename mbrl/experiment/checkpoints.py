@@ -20,10 +20,11 @@ import hashlib
 import io
 import json
 import os
-import pickle
+import re
 import shutil
 import warnings
 from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
@@ -32,9 +33,11 @@ import torch
 from torch import Tensor
 
 from mbrl.experiment.episodes import sync_folder
-from mbrl.experiment.schema import UserError
+from world_model.files import READ_ERRORS, read_json, read_tensors, read_torch, reading, regular
+from world_model.schema import UserError
 
 KEEP = 2
+NAME = re.compile(r"[0-9]{9,18}")
 MANIFEST = "manifest.json"
 TEMPORARY = ".tmp-"
 REPLACED = f"{TEMPORARY}replaced-"
@@ -54,14 +57,15 @@ class Checkpoint:
         path = self.path / name
         if not path.exists():
             raise UserError(f"{self.path} has no {name}: it was saved by another kind of run")
-        try:
+        with reading(path, advice=f"remove {self.path}"):
             if path.suffix == ".safetensors":
-                return safetensors.torch.load_file(path, device=str(device))
-            if path.suffix == ".pt":
-                return torch.load(path, map_location=device, weights_only=True)
-            return json.loads(path.read_text())
-        except (safetensors.SafetensorError, pickle.UnpicklingError, ValueError) as error:
-            raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]}): remove {self.path}") from error
+                return read_tensors(path, device)
+            return read_torch(path, device) if path.suffix == ".pt" else read_json(path)
+
+    def restoring(self) -> AbstractContextManager[None]:
+        """Around giving the parts back to what they were saved of. Raises UserError if they are of something else."""
+        advice = "finish the run with the version that began it (git.json), or begin anew in another folder"
+        return reading(self.path, advice=advice)
 
 
 def save(folder: Path, frame: int, parts: Mapping[str, Any]) -> Checkpoint:
@@ -184,7 +188,7 @@ def _digest(manifest: Mapping[str, Any]) -> str:
 def _damage(path: Path, hashed: Collection[str] | None = None) -> str | None:
     """What is wrong with a checkpoint's files, or None. Of files not among `hashed` (None: all) only sizes count."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
+        manifest = read_json(path / MANIFEST)
         own = manifest.pop(MANIFEST, None)
         if not manifest or (own is not None and own["sha256"] != _digest(manifest)):
             return f"{MANIFEST} has changed since it was saved"
@@ -200,7 +204,7 @@ def _damage(path: Path, hashed: Collection[str] | None = None) -> str | None:
         if error.errno not in BROKEN:
             raise
         return f"{Path(error.filename).name if error.filename else 'a file'} cannot be read: {error.strerror}"
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except READ_ERRORS:
         return f"{MANIFEST} cannot be read"
 
 
@@ -209,7 +213,7 @@ def _changed(path: Path, entry: Mapping[str, Any], hashed: bool) -> str | None:
     if size != entry["size"]:
         return f"{path.name} has {size} of {entry['size']} bytes"
     if hashed:
-        with open(path, "rb") as file:
+        with open(regular(path), "rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
                 return f"{path.name} has changed since it was saved"
     return None
@@ -221,7 +225,7 @@ def _checkpoints(folder: Path) -> list[Path]:
         return []
     if not folder.is_dir():
         raise UserError(f"{folder} is a file in the place of the checkpoints' folder: put the checkpoints back")
-    return sorted(path for path in folder.iterdir() if path.is_dir() and path.name.isdigit())
+    return sorted(path for path in folder.iterdir() if path.is_dir() and NAME.fullmatch(path.name))
 
 
 def _prune(folder: Path) -> None:
@@ -245,4 +249,7 @@ def _restore(folder: Path) -> None:
 def _sweep(folder: Path) -> None:
     """Remove what a killed or failed save left behind."""
     for path in folder.glob(f"{TEMPORARY}*"):
-        shutil.rmtree(path)
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()

@@ -1,12 +1,15 @@
 """What every `python -m mbrl.<verb>` shares: overrides in, one clear line out when something can't be done."""
 
 import ctypes
+import io
+import os
 import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+import torch
 from tqdm import tqdm
 
 import agents
@@ -15,7 +18,7 @@ from mbrl.experiment import interrupts
 from mbrl.experiment.checkpoints import FULL
 from mbrl.experiment.episodes import EpisodeStoreError
 from mbrl.experiment.run import RunFinished
-from mbrl.experiment.settings import HelpAsked, UserError
+from mbrl.experiment.settings import HelpAsked, UserError, first_line
 from mbrl.experiment.usage import page
 from mbrl.replay import ReplayError
 from world_model import WeightsError
@@ -49,18 +52,23 @@ def command(main: Callable[[list[str]], None]) -> None:
     interrupts.in_command()
     warnings.formatwarning = _one_line
     keep_memory()
+    show_every_name()
     try:
         main(sys.argv[1:])
+        sys.stdout.flush()
     except HelpAsked as asked:
         print(page(Path(str(sys.modules[main.__module__].__file__)), sys.argv[1:], asked))
     except RunFinished as finished:
         print(finished)
     except USER_ERRORS as error:
         fail(str(error))
-    except OSError as error:
-        if error.errno not in FULL:
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(1)
+    except (OSError, MemoryError, RuntimeError) as error:
+        if (line := of_the_machine(error)) is None:
             raise
-        fail("the disk is full; make room and run the same command again to continue")
+        fail(line)
     except KeyboardInterrupt:
         close_bars()
         behind_ctrl_c = "\n" if sys.stderr.isatty() else ""
@@ -71,11 +79,36 @@ def command(main: Callable[[list[str]], None]) -> None:
 def fail(message: str) -> NoReturn:
     """End with exit code 2 and one line; of a long message the middle is left out."""
     close_bars()
-    line = f"error: {' '.join(message.splitlines())}"
+    line = f"error: {printable(' '.join(message.split()))}"
     if len(line) > LONGEST:
         line = f"{line[: LONGEST // 2]} ... {line[5 - LONGEST // 2 :]}"
     print(line, file=sys.stderr)
     sys.exit(2)
+
+
+def printable(text: str) -> str:
+    """What a terminal would obey, or cannot show, as an escape."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
+def of_the_machine(error: OSError | MemoryError | RuntimeError) -> str | None:
+    """The line of an error of the disk or of the memory, for which torch has a RuntimeError; None of any other."""
+    if isinstance(error, OSError):
+        if error.errno in FULL:
+            return "the disk is full; make room and run the same command again to continue"
+        what = error.strerror or str(error)
+        return what if error.filename is None else f"{error.filename} cannot be used: {what}"
+    words = ("allocate memory", "not enough memory", "size calculation overflowed")
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words):
+        return f"there is not enough memory: {first_line(error)}; lower a batch size, an image size or a buffer"
+    return str(error) if str(error).startswith("Symlink loop") else None  # as pathlib says it
+
+
+def show_every_name() -> None:
+    """Also one with letters that the terminal does not have."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def close_bars() -> None:

@@ -9,35 +9,19 @@ that came after it are removed with `truncate` and the others are loaded into th
 from __future__ import annotations
 
 import io
-import lzma
 import os
-import struct
+import re
 import warnings
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from world_model import Episode
+from world_model.files import READ_ERRORS, reason, regular
 
-# What zipfile and numpy raise on a damaged file: besides their own errors, ValueError (headers, offsets, texts),
-# RuntimeError (a flag or method that no episode has: encryption, NotImplementedError), and the decompressors of methods
-# that a changed byte can name (lzma, OSError and EOFError of bz2). No MemoryError: that one is about the machine.
-READ_ERRORS = (
-    OSError,
-    EOFError,
-    ValueError,
-    TypeError,
-    LookupError,
-    RuntimeError,
-    OverflowError,
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    struct.error,
-)
+NAME = re.compile(r"[0-9]{6,18}")
 
 
 class EpisodeStoreError(RuntimeError):
@@ -102,7 +86,7 @@ class EpisodeStore:
 
 def episode_files(folder: Path) -> list[Path]:
     """The files of a folder that are named like episodes, in order."""
-    return sorted((path for path in folder.glob("*.npz") if path.stem.isdigit()), key=lambda path: int(path.stem))
+    return sorted((path for path in folder.glob("*.npz") if NAME.fullmatch(path.stem)), key=lambda path: int(path.stem))
 
 
 def read_episodes(paths: Iterable[Path]) -> Iterator[Episode]:
@@ -111,12 +95,12 @@ def read_episodes(paths: Iterable[Path]) -> Iterator[Episode]:
         try:
             yield _read(path)
         except READ_ERRORS as error:
-            warnings.warn(f"skipping damaged episode {path}: {error}", stacklevel=2)
+            warnings.warn(f"skipping damaged episode {path}: {reason(error)}", stacklevel=2)
 
 
 def _read(path: Path) -> Episode:
     """One episode as it was saved; raises one of READ_ERRORS where a byte of it has changed."""
-    content = path.read_bytes()
+    content = regular(path).read_bytes()
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         # The number of files, in the end record, is nothing that zipfile looks at: behind a changed length it would not
         # miss the last ones, which older episodes do not have.

@@ -6,10 +6,11 @@ has one, every key counts for it.
 """
 
 import functools
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from mbrl.experiment.settings import load, to_dict
+from mbrl.experiment.settings import UserError, load, to_dict
 
 IMAGINATION = {
     "world_model",
@@ -83,7 +84,11 @@ def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises UserError if this version does not have the run's task, agent, preset or protocol.
     """
-    return _laid_over(_defaults(*(f"{key}={config[key]}" for key in CHOOSING if key in config)), renamed(config))
+    chosen = {key: config[key] for key in CHOOSING if key in config}
+    for key, value in chosen.items():
+        if not re.fullmatch(r"[\w./-]{1,99}", str(value)):  # anything else would have a meaning on a command line
+            raise UserError(f"{key}={value}: there is no such {key}")
+    return _laid_over(_defaults(*(f"{key}={value}" for key, value in chosen.items())), renamed(config))
 
 
 def renamed(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,8 +96,9 @@ def renamed(config: Mapping[str, Any]) -> dict[str, Any]:
     new = {key: dict(value) if isinstance(value, Mapping) else value for key, value in config.items()}
     for old, name in RENAMED.items():
         (section, old_key), (_, key) = old.split("."), name.split(".")
-        if old_key in new.get(section, {}):
-            new[section][key] = new[section].pop(old_key)
+        values = new.get(section)
+        if isinstance(values, dict) and old_key in values:
+            values[key] = values.pop(old_key)
     return new
 
 

@@ -5,7 +5,8 @@ Imports nothing slow: `mbrl/__init__.py` calls `before_imports` ahead of torch.
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 STOPPED = 130  # the exit code, after whichever signal
@@ -21,6 +22,16 @@ def before_imports() -> None:
 def in_command() -> None:
     """From now on a signal raises KeyboardInterrupt; of the second and third kind only the first one does."""
     _handle(_interrupt)
+
+
+@contextmanager
+def ignored_by_children() -> Iterator[None]:
+    """Ctrl-C, which all processes of a terminal are sent, is left to this one by those that it starts meanwhile."""
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def _handle(handler: Handler) -> None:

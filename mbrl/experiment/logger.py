@@ -22,6 +22,7 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from torch import Tensor
 
 from mbrl.experiment.settings import UserError
+from world_model.files import READ_ERRORS, regular
 
 METRICS = "metrics.jsonl"
 TRAIN = "train.csv"
@@ -196,7 +197,7 @@ def cut(path: Path, frame: int | None, size: int | None = None) -> None:
     """
     if not path.exists():
         return
-    lines = path.read_bytes()[:size].decode(errors="replace").splitlines(keepends=True)
+    lines = regular(path).read_bytes()[:size].decode(errors="replace").splitlines(keepends=True)
     header = lines[:1] if path.suffix == ".csv" else []
     kept = [line for line in lines[len(header) :] if frame is not None and 0 <= _frame(path, line) <= frame]
     temporary = path.with_name(f".{path.name}.tmp")
@@ -206,7 +207,7 @@ def cut(path: Path, frame: int | None, size: int | None = None) -> None:
 
 def last_frame(path: Path) -> int:
     """The last frame that a log has a whole line of, 0 without one."""
-    lines = path.read_text(errors="replace").splitlines(keepends=True) if path.exists() else []
+    lines = regular(path).read_text(errors="replace").splitlines(keepends=True) if path.exists() else []
     return max([0, *(_frame(path, line) for line in lines)])
 
 
@@ -216,5 +217,5 @@ def _frame(path: Path, line: str) -> int:
         return -1
     try:
         return int(json.loads(line)["frame"] if path.suffix == ".jsonl" else line.split(",", 1)[0])
-    except (ValueError, KeyError, TypeError):
+    except READ_ERRORS:
         return -1

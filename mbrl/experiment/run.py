@@ -38,7 +38,7 @@ from tqdm import tqdm
 from mbrl.experiment import checkpoints
 from mbrl.experiment.checkpoints import Checkpoint
 from mbrl.experiment.identity import FREE_KEYS, differences, with_defaults
-from mbrl.experiment.logger import EVAL, TRAIN, Logger, last_frame
+from mbrl.experiment.logger import EVAL, EVAL_COLUMNS, TRAIN, Logger, last_frame
 from mbrl.experiment.provenance import provenance
 from mbrl.experiment.settings import Settings, UserError, build, flatten, pick_device, to_dict
 from mbrl.experiment.stored_config import (
@@ -52,6 +52,7 @@ from mbrl.experiment.stored_config import (
     write_config,
     write_text,
 )
+from world_model.files import READ_ERRORS, read_json, reading, regular
 
 PROVENANCE = "git.json"
 LOCK = ".lock"
@@ -75,7 +76,7 @@ class Run:
         self.start_frame = checkpoint.frame if checkpoint else 0
         self._lock = lock
         self._last_flush = self.start_frame
-        state = checkpoint.load(STATE) if checkpoint else {}
+        state = _state(checkpoint) if checkpoint else {}
         self.logger = Logger(
             folder,
             checkpoint.frame if checkpoint else None,
@@ -112,7 +113,7 @@ class Run:
             begun = _has_begun(folder)
             longer = begun and _check_same_run(folder, _stored(folder), settings, KEEP_BOTH)
             # A last checkpoint within an episode has left that episode out: a longer run begins it again.
-            if checkpoint and checkpoint.load(STATE)["finished"] and checkpoint.frame >= settings.num_train_frames:
+            if checkpoint and _state(checkpoint)["finished"] and checkpoint.frame >= settings.num_train_frames:
                 raise RunFinished(_finished_line(folder, checkpoint))
             (folder / "replay").mkdir(exist_ok=True)
             (folder / "videos").mkdir(exist_ok=True)
@@ -241,11 +242,11 @@ def is_finished(settings: Settings) -> bool:
     folder = run_folder(settings)
     newest = max((folder / CHECKPOINTS).glob("[0-9]*"), default=None)
     try:
-        finished = newest is not None and bool(json.loads((newest / STATE).read_text())["finished"])
+        finished = newest is not None and bool(read_json(newest / STATE)["finished"])
         return finished and not _check_same_run(
             folder, _stored(folder), settings, KEEP_BOTH, free=FREE_KEYS | {"device"}
         )
-    except (OSError, ValueError, KeyError, TypeError):  # UserError is a ValueError
+    except READ_ERRORS:  # UserError is a ValueError
         return False
 
 
@@ -277,7 +278,8 @@ def stream_seed(seed: int, *names: str | int) -> int:
 
 def lock_folder(folder: Path) -> TextIO:
     """The folder's lock, held until the file is closed; the system frees it when the process dies."""
-    file = open(folder / LOCK, "w")  # noqa: SIM115, the lock lives as long as the run
+    path = folder / LOCK
+    file = open(regular(path) if path.exists() else path, "w")  # noqa: SIM115, the lock lives as long as the run
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -287,9 +289,10 @@ def lock_folder(folder: Path) -> TextIO:
 
 
 def _finished_line(folder: Path, checkpoint: Checkpoint) -> str:
-    rows = (folder / EVAL).read_text().splitlines()[1:] if (folder / EVAL).exists() else []
+    rows = regular(folder / EVAL).read_text(errors="replace").splitlines()[1:] if (folder / EVAL).exists() else []
     last = rows[-1].split(",") if rows else []
-    result = f", success rate {last[2]} and return {last[1]} over {last[3]} episodes" if last else ""
+    whole = len(last) >= len(EVAL_COLUMNS)
+    result = f", success rate {last[2]} and return {last[1]} over {last[3]} episodes" if whole else ""
     more = "A larger num_train_frames continues it; another seed or variant starts a new run"
     return f"{folder} is finished: {checkpoint.frame} frames{result}. {more}"
 
@@ -300,9 +303,17 @@ def _has_begun(folder: Path) -> bool:
     return begun and stored_config(folder) is not None
 
 
+def _state(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Whether it is the last one, and what the logs were like then (older checkpoints know no sizes)."""
+    with checkpoint.restoring():
+        state = checkpoint.load(STATE)
+        sizes = {name: int(size) for name, size in state.get("log_sizes", {}).items()}
+        return {"finished": bool(state["finished"]), "wall_time_s": float(state["wall_time_s"]), "log_sizes": sizes}
+
+
 def _check_nothing_lost(folder: Path, checkpoint: Checkpoint | None) -> None:
     """Raises UserError where a run would begin again over its own results, or go on under a config not known."""
-    first_due = (stored_config(folder) or {}).get("checkpoint_every_frames", math.inf)  # or earlier
+    first_due = _stored(folder)["checkpoint_every_frames"] if stored_config(folder) else math.inf  # or earlier
     if checkpoint is None and (_read_provenance(folder)["saved"] or last_frame(folder / TRAIN) > first_due):
         raise UserError(f"{folder / CHECKPOINTS} has lost the checkpoints of this run: put them back; {START_OVER}")
     if checkpoint is not None and not (folder / CONFIG).exists():
@@ -341,7 +352,8 @@ def _refuse(folder: Path, keys: list[str], before: Mapping[str, Any], now: Mappi
 
 def _stored(folder: Path) -> dict[str, Any]:
     """The config of the run in this folder, with the keys of this version."""
-    return with_defaults(stored_config(folder) or {})
+    with reading(folder / CONFIG, advice=f"put it back; {START_OVER}"):
+        return to_dict(build(Settings, with_defaults(stored_config(folder) or {})))
 
 
 def _add_start(folder: Path, task: str, checkpoint: Checkpoint | None) -> str:
@@ -359,10 +371,10 @@ def _write_provenance(folder: Path, record: Mapping[str, Any]) -> None:
 def _read_provenance(folder: Path) -> dict[str, Any]:
     """The starts so far; a fresh record where there is none or a damaged one, which no run depends on."""
     try:
-        record = json.loads((folder / PROVENANCE).read_text())
+        record = read_json(folder / PROVENANCE)
         starts = list(record["starts"])
         # Records of older versions show a checkpoint only by a start from it.
         saved = bool(record.get("saved", any(start["frame"] for start in starts)))
         return {"id": str(record["id"]), "saved": saved, "starts": starts}
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except READ_ERRORS:
         return {"id": uuid.uuid4().hex[:12], "saved": False, "starts": []}

@@ -8,11 +8,10 @@ its reach ends here: the rest of the project sees `Settings`, plain frozen data 
 """
 
 import dataclasses
-import re
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 from hydra import compose, initialize_config_dir
@@ -24,11 +23,17 @@ from omegaconf.errors import OmegaConfBaseException
 
 import envs
 from agents import DreamerV3Config, DrQv2Config, PlannerConfig, value_range
-from mbrl.experiment.schema import (  # noqa: F401, the commands take these from here
+from world_model import TokenizerConfig, TransformerConfig
+from world_model.ivideogpt.config import LearnerConfig
+from world_model.onestep import OneStepConfig
+from world_model.schema import (  # noqa: F401, the commands take these from here
     Count,
+    Folder,
     Fraction,
+    Name,
     Positive,
     Range,
+    Suffix,
     UserError,
     Weight,
     build,
@@ -37,14 +42,13 @@ from mbrl.experiment.schema import (  # noqa: F401, the commands take these from
     first_line,
     nearest,
 )
-from world_model import TokenizerConfig, TransformerConfig
-from world_model.ivideogpt.config import LearnerConfig
-from world_model.onestep import OneStepConfig
 
 T = TypeVar("T")
 CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
 HELP = frozenset({"--help", "-h"})
 Device = Literal["auto", "cpu", "cuda", "mps"]
+Seed = Annotated[int, Range(0, 2**32 - 1)]
+Threads = Annotated[int, Range(0, 1024)]  # torch would ask the system for all of them
 
 
 class HelpAsked(Exception):
@@ -61,8 +65,8 @@ class HelpAsked(Exception):
 class WorldModelSettings:
     kind: Literal["ivideogpt", "onestep", "simulator"]
     heads: tuple[Literal["reward", "success", "continue"], ...]  # what is predicted beside frames
-    pretrained: str  # a folder in the official layout, a hub name, or "none"; of ivideogpt
-    onestep_pretrained: str  # a folder that a one-step model was saved in, or "none"
+    pretrained: Folder  # a folder in the official layout, a hub name, or "none"; of ivideogpt
+    onestep_pretrained: Folder  # a folder that a one-step model was saved in, or "none"
     onestep: OneStepConfig
     tokenizer: TokenizerConfig
     transformer: TransformerConfig
@@ -78,12 +82,12 @@ class Settings:
     agent: str
     preset: str
     protocol: str
-    seed: Count
-    variant: str  # told apart in the run folder: runs/<task>/<agent>-<variant>/<seed>
-    run_root: str
+    seed: Seed
+    variant: Suffix  # told apart in the run folder: runs/<task>/<agent>-<variant>/<seed>
+    run_root: Folder
     # the machine
     device: Device
-    threads: Count  # 0 leaves torch's choice
+    threads: Threads  # 0 leaves torch's choice
     # budget
     num_train_frames: Positive
     num_seed_frames: Count  # frames of the seed policy first
@@ -111,8 +115,8 @@ class Settings:
     discount: Fraction
     batch_size: Positive
     replay_buffer_frames: Positive
-    replay_memory_gb: Weight  # larger buffers are memory-mapped files
-    agent_updates_per_decision: Weight
+    replay_memory_gb: Annotated[float, Range(0, 1e6)]  # larger buffers are memory-mapped files
+    agent_updates_per_decision: Annotated[float, Range(0, 1000)]
     # imagination
     real_ratio: Fraction  # share of real transitions in an agent batch; 1 never dreams again
     imagined_buffer_frames: Positive
@@ -138,8 +142,6 @@ class Settings:
     world_model: WorldModelSettings
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[\w.-]*", self.variant):
-            raise UserError(f"variant={self.variant}: only letters, digits, '_', '-' and '.', it names a folder")
         low, high = value_range(self.demonstration_share)
         if low < 0 or high > 1:
             raise UserError(f"demonstration_share={self.demonstration_share} must stay between 0 and 1")
@@ -275,7 +277,13 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def to_dict(settings: Any) -> dict[str, Any]:
     """A settings dataclass as nested plain values (tuples as lists), as they stand in a run's config.yaml."""
-    return _container(OmegaConf.create(dataclasses.asdict(settings)))
+    return typing.cast(dict[str, Any], _plain(dataclasses.asdict(settings)))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(one) for key, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def _names(group: str) -> list[str]:
@@ -336,9 +344,12 @@ def _check_enough(settings: Settings) -> None:
 
 def _parse(overrides: Sequence[str]) -> list[Override]:
     lines = [_quote_schedule(line) for line in overrides if line not in HELP]
+    for line in lines:
+        if not line.isprintable():  # bytes that are no UTF-8, too
+            raise UserError(f"cannot read {line!r}: it has characters that cannot be printed; write key=value")
     try:
         parsed = OverridesParser.create().parse_overrides(lines)
-    except HydraException as error:
+    except (HydraException, ValueError, RecursionError) as error:  # the latter of numbers and lists without an end
         raise UserError(f"cannot read {' '.join(overrides)!r}: {first_line(error)}; write key=value") from error
     for override in parsed:
         if override.is_sweep_override():

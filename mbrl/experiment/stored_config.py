@@ -11,17 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from mbrl.experiment import checkpoints
 from mbrl.experiment.identity import FREE_KEYS, with_defaults
-from mbrl.experiment.settings import Settings, UserError, build, flatten
+from mbrl.experiment.settings import Settings, UserError, build, first_line, flatten
+from world_model.files import read_text, reading
 
 CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
 STATE = "run.json"  # the part of a checkpoint that belongs to the run itself
 START_OVER = "to start over, remove the run folder or set variant=<name>"
+DEEPEST = 20  # sections in sections of a config
+# In C it is ten times as quick, and there are many runs.
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def stored_config(folder: Path) -> dict[str, Any] | None:
@@ -29,8 +31,9 @@ def stored_config(folder: Path) -> dict[str, Any] | None:
 
     Raises UserError if config.yaml cannot be read and no checkpoint has a copy.
     """
-    path, kept = folder / CONFIG, (checkpoints.peek(folder / CHECKPOINTS, STATE) or {}).get("config")
-    if kept is None:
+    path, state = folder / CONFIG, checkpoints.peek(folder / CHECKPOINTS, STATE)
+    kept = state.get("config") if isinstance(state, dict) else None
+    if not isinstance(kept, dict):
         return read_config(path) if path.exists() else None
     try:
         config = read_config(path)
@@ -61,23 +64,39 @@ def restore_config(folder: Path) -> None:
 
 def read_config(path: Path) -> dict[str, Any]:
     """The nested values of a config.yaml. Raises UserError if there is none or it is damaged."""
+    with reading(path, advice=f"put it back; {START_OVER}"):
+        return read_yaml(path)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The sections and values of a file as they stand there: `${...}` is text. Raises one of READ_ERRORS.
+
+    No section may be written once and meant many times: a few lines of such would be more than the memory holds.
+    """
+    text, depth = read_text(path), 0
     try:
-        config = OmegaConf.to_container(OmegaConf.load(path))
-    except (yaml.YAMLError, OmegaConfBaseException, OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: put it back; {START_OVER}") from error
+        for event in yaml.parse(text, LOADER):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEEPEST:
+                raise ValueError("nested too deeply")
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError(f"it has an alias, *{event.anchor}")
+        config = yaml.load(text, LOADER)
+    except yaml.YAMLError as error:
+        raise ValueError(first_line(error)) from error
     if not isinstance(config, dict):
-        raise UserError(f"{path} is damaged: put it back; {START_OVER}")
+        raise ValueError("it holds no keys")
     return {str(key): value for key, value in config.items()}
 
 
 def write_config(folder: Path, config: Mapping[str, Any]) -> None:
-    write_text(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.create(dict(config))))
+    write_text(folder / CONFIG, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a small file whole or not at all."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w") as file:
+    with open(temporary, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from mbrl.collector import record
 from mbrl.experiment.run import stream_seed
-from mbrl.experiment.settings import Count, Positive, Range, UserError, load_plain
+from mbrl.experiment.settings import Count, Folder, Positive, Range, Seed, UserError, load_plain
 from mbrl.experiment.stored_config import stored_config
 from mbrl.interop import load
 from mbrl.interop.dream_env import DreamEnv
@@ -29,13 +29,13 @@ IMAGE = "observation.image"
 
 @dataclasses.dataclass(frozen=True)
 class ExportSettings:
-    run: str
-    out: str | None
+    run: Folder
+    out: Folder | None
     episodes: Positive | None
     dreams: Count
     horizon: Positive | None
     temperature: Annotated[float, Range(0.0)]
-    seed: Count
+    seed: Seed
     fps: Positive
     task: str | None
 

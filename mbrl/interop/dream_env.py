@@ -18,11 +18,11 @@ import torch
 from envs import PixelEnv
 from envs.wrappers import FrameResult
 from mbrl.experiment import checkpoints
-from mbrl.experiment.schema import UserError
 from mbrl.interop.recordings import Recordings
 from mbrl.predict.models import load_predictor
 from mbrl.rollout import to_float, to_uint8
 from world_model.api import Rollout
+from world_model.schema import UserError
 
 HORIZON, FRAME_STACK = 10, 3  # where no run says it
 

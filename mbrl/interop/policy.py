@@ -19,9 +19,9 @@ from torch import Tensor
 
 from agents import AGENTS, Agent
 from mbrl.experiment import checkpoints
-from mbrl.experiment.schema import UserError, build
 from mbrl.predict.models import Predictor, load_predictor
 from world_model.precision import decided
+from world_model.schema import UserError, build
 
 # The last layers of the actors, whose sizes say how many numbers an action has.
 ACTION_BIAS = {"drqv2": "actor.policy.output.bias", "dreamerv3": "behaviour.actor.mean.bias"}
@@ -43,8 +43,9 @@ class Policy:
         if saved is None:
             raise UserError(f"{self.folder} has no checkpoints: it is no run folder, or has not trained long enough")
         self.checkpoint, self.frame = saved, saved.frame  # simulator frames that it had learned from
-        self.config = _config(self.folder, saved)
-        self.agent = _agent(self.config, saved.load("agent.safetensors", self.device), self.device)
+        with saved.restoring():
+            self.config = _config(self.folder, saved)
+            self.agent = _agent(self.config, saved.load("agent.safetensors", self.device), self.device)
         self._begun = 0  # episodes under way side by side
 
     def begin_episode(self) -> None:
@@ -88,7 +89,7 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> Policy:
 
 
 def _config(folder: Path, saved: checkpoints.Checkpoint) -> dict[str, Any]:
-    """Every key of the run, nested; of a published one from config.yaml, which takes OmegaConf."""
+    """Every key of the run, nested; of a published one from config.yaml, which takes what training takes."""
     if (saved.path / "run.json").exists():
         return dict(saved.load("run.json")["config"])
     from mbrl.experiment.stored_config import read_config

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from mbrl.experiment.episodes import episode_files, read_episodes
-from mbrl.experiment.schema import UserError
 from world_model.api import Episode
 from world_model.data import ClipDataset, shard_names
+from world_model.schema import UserError
 
 
 class Recordings:

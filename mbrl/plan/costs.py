@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from mbrl.experiment.settings import UserError, close
 from mbrl.plan.scores import Measure, classifier, codes, image, rewards, success, weighted
+from world_model.files import read_program, reading
 
 NAMES = ("reward", "image", "codes", "success", "classifier")
 WITH_GOAL = ("image", "codes")
@@ -65,10 +65,5 @@ def parse_cost(text: str) -> dict[str, float]:
 
 def load_classifier(path: str, device: torch.device) -> Callable[[Tensor], Tensor]:
     """The module in a TorchScript file. Raises UserError: there is none."""
-    if not Path(path).is_file():
-        raise UserError(f"classifier={path}: cost=classifier needs a TorchScript file here")
-    try:
-        with warnings.catch_warnings(action="ignore"):  # torch calls the format deprecated, and offers none like it
-            return torch.jit.load(path, map_location=device).eval()
-    except RuntimeError as error:
-        raise UserError(f"classifier={path} is no TorchScript file: {str(error).strip().splitlines()[0]}") from error
+    with reading(Path(path), advice=f"classifier={path} must be a TorchScript file for cost=classifier"):
+        return read_program(Path(path), device)

@@ -6,11 +6,12 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 import envs
 from mbrl.collector import expert_action, record
 from mbrl.experiment.settings import UserError
+from world_model.data.source import decode_image
+from world_model.files import reading, regular
 
 EXPERT, NONE = "expert", "none"
 
@@ -38,11 +39,8 @@ def goal_frame(goal: str, env: envs.PixelEnv, seed: int) -> np.ndarray | None:
 def _read(file: str, resolution: int) -> np.ndarray:
     if not Path(file).is_file():
         raise UserError(f"goal={file}: no such file; it is expert, none or an image")
-    try:
-        with Image.open(file) as image:
-            frame = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
-    except (UnidentifiedImageError, OSError) as error:
-        raise UserError(f"goal={file} is no image that can be read") from error
+    with reading(Path(file), advice=f"goal={file} must be an image"):
+        frame = decode_image(regular(file).read_bytes()).transpose(2, 0, 1)
     if frame.shape[1:] != (resolution, resolution):
         height, width = frame.shape[1:]
         raise UserError(f"goal={file} is {width}x{height} pixels, the model sees {resolution}x{resolution}")

@@ -25,13 +25,18 @@ import envs
 from agents import PlannerConfig, Uniform
 from mbrl.collector import EpisodeRecorder
 from mbrl.compare.stats import fisher_exact, wilson
+from mbrl.experiment.capacity import needs_of_planning, refuse_too_large
 from mbrl.experiment.provenance import provenance
 from mbrl.experiment.run import PROVENANCE, check_same_config, lock_folder, stream_seed
 from mbrl.experiment.settings import (
     Count,
     Device,
+    Folder,
+    Name,
     Positive,
     Range,
+    Seed,
+    Threads,
     UserError,
     flatten,
     load_plain,
@@ -46,6 +51,7 @@ from mbrl.plan.episode import Played, play
 from mbrl.plan.goals import NONE, check_goal, goal_frame
 from mbrl.plan.worlds import World, load_world
 from mbrl.rollout import to_float
+from world_model.files import read_text, reading
 
 EPISODES, SUMMARY = "episodes.csv", "summary.md"
 COLUMNS = ("episode", "seed", "success", "decisions", "return", "promised", "earned", "plan_s")
@@ -58,20 +64,20 @@ Row = dict[str, str]
 @dataclasses.dataclass(frozen=True)
 class PlanSettings:
     task: str
-    goal: str
-    model: str
-    name: str
+    goal: Folder
+    model: Folder
+    name: Name
     control: Literal["none", "shuffled", "random"]
     episodes: Positive
-    seed: Count
+    seed: Seed
     cost: str
     cost_frames: Positive | None
-    classifier: str
+    classifier: Folder
     discount: Annotated[float, Range(0.0, 1.0)]
     temperature: Annotated[float, Range(0.0)]
     top_k: Positive
     max_rows: Positive
-    planner: str
+    planner: Name
     planning: PlannerConfig
     action_repeat: Positive
     episode_frames: Positive | None
@@ -80,7 +86,7 @@ class PlanSettings:
     success_bonus: Annotated[float, Range(0.0)]
     shown: Count
     device: Device
-    threads: Count
+    threads: Threads
     precision: Literal["auto", "fp32", "bf16"]
 
 
@@ -88,6 +94,7 @@ class Planning:
     def __init__(self, settings: PlanSettings) -> None:
         s = self.settings = settings
         self.task, self.device = envs.canonical(s.task), pick_device(s.device)
+        refuse_too_large(needs_of_planning(s.planning), s.device)
         self.folder = folder_of(s, self.task, s.control)
         environment: dict[str, Any] = dict(
             action_repeat=s.action_repeat,
@@ -187,10 +194,13 @@ def read(folder: Path) -> list[Row]:
     path = folder / EPISODES
     if not path.exists():
         return []
-    rows = list(csv.DictReader(path.read_text().splitlines()))
-    if any(set(line) != set(COLUMNS) or line["episode"] != str(i) for i, line in enumerate(rows)):
-        raise UserError(f"{path} is damaged: remove {folder} to start over")
-    return rows
+    with reading(path, advice=f"remove {folder} to start over"):
+        rows = list(csv.DictReader(read_text(path).splitlines()))
+        for i, line in enumerate(rows):
+            if set(line) != set(COLUMNS) or line["episode"] != str(i) or line["success"] not in ("0", "1"):
+                raise ValueError(f"line {i + 2} is not that of episode {i}")
+            [float(line[name]) for name in COLUMNS[3:] if line[name]]
+        return rows
 
 
 def show(goal: np.ndarray | None, played: Played) -> np.ndarray:

@@ -14,7 +14,7 @@ from typing import Annotated
 import torch
 
 from mbrl.build import ROOT
-from mbrl.experiment.settings import Count, Settings, UserError, load, load_plain, typed_keys
+from mbrl.experiment.settings import Count, Folder, Settings, UserError, load, load_plain, typed_keys
 from mbrl.play.assemble import assemble
 from mbrl.play.conduct import Conduct, Parts, Status
 from mbrl.play.keeping import film, reel
@@ -29,13 +29,13 @@ FILM_FPS = 10.0
 
 @dataclasses.dataclass(frozen=True)
 class PlayOptions:
-    run: str
-    model: str
+    run: Folder
+    model: Folder
     watch: bool
     episode: Count
     wake_every: Count | None
-    kept: str
-    gif: str
+    kept: Folder
+    gif: Folder
     host: str
     port: Annotated[int, "[0, 65535]"]
 

@@ -7,12 +7,12 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from mbrl.experiment.schema import UserError
 from world_model import IVideoGPT
 from world_model.api import Dreamable
 from world_model.ivideogpt.weights import read_configs, read_heads
 from world_model.onestep import OneStep, OneStepWorld, holds_onestep
 from world_model.precision import autocast_dtype
+from world_model.schema import UserError
 
 Precision = Literal["auto", "fp32", "bf16"]
 

@@ -11,6 +11,7 @@ Letters: B clips of a batch, S predictions of each, K frames given, H predicted,
 
 import dataclasses
 import json
+import math
 import time
 from functools import partial
 from pathlib import Path
@@ -22,9 +23,22 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mbrl.build import find_pretrained
+from mbrl.experiment.capacity import Need, refuse_too_large
 from mbrl.experiment.provenance import provenance
 from mbrl.experiment.run import stream_seed
-from mbrl.experiment.settings import Count, Device, Positive, Range, UserError, load_plain, pick_device, to_dict
+from mbrl.experiment.settings import (
+    Device,
+    Folder,
+    Name,
+    Positive,
+    Range,
+    Seed,
+    Threads,
+    UserError,
+    load_plain,
+    pick_device,
+    to_dict,
+)
 from mbrl.experiment.video import Images, comparison, error_images, write_film, write_gif, write_mp4
 from mbrl.predict.models import load_predictor
 from mbrl.predict.scores import TABLE, Predicted, Scores, table
@@ -40,11 +54,11 @@ FPS = 4.0
 
 @dataclasses.dataclass(frozen=True)
 class PredictSettings:
-    model: str
-    data: str
+    model: Folder
+    data: Folder
     part: Literal["held_out", "train", "all"]
     held_out_every: Positive | None  # None takes over what the model was trained with
-    name: str
+    name: Name
     clips: Positive
     samples: Positive
     horizon: Positive
@@ -53,16 +67,16 @@ class PredictSettings:
     batch_size: Positive
     temperature: Annotated[float, Range(0.0)]
     top_k: Positive
-    seed: Count
+    seed: Seed
     goal: bool
     with_context: bool
     decouple: bool
-    perceptual_weights: str
-    i3d_weights: str
+    perceptual_weights: Folder
+    i3d_weights: Folder
     shown: Positive
     video: Literal["gif", "mp4"]
     device: Device
-    threads: Count
+    threads: Threads
     precision: Literal["auto", "fp32", "bf16"]
 
 
@@ -196,6 +210,11 @@ def cut(data: ClipDataset, known: int, settings: PredictSettings) -> Clips:
         longest = data.lengths.max()
         raise DataError(f"no episode of {s.data} has {known} + horizon={s.horizon} frames (longest: {longest})")
     count = s.clips if s.windows == "random" else min(s.clips, len(fitting))
+    clip = length * math.prod(data.frame_shape)
+    at_once = min(s.batch_size, count * s.samples)
+    held = Need(f"clips={s.clips}, horizon={s.horizon}", count * clip)
+    predicted = Need(f"batch_size={s.batch_size}, horizon={s.horizon}", 4 * at_once * clip, "device")
+    refuse_too_large([held, predicted], s.device)
     episodes = fitting[np.linspace(0, len(fitting) - 1, count).round().astype(int)]
     starts = np.zeros(count, int)
     if s.windows == "random":
@@ -204,13 +223,19 @@ def cut(data: ClipDataset, known: int, settings: PredictSettings) -> Clips:
     return clips.map(lambda field: goal_first(field)[0]) if s.goal else clips
 
 
-def write(prediction: Prediction, metrics: dict[str, float | None], images: dict[str, Images]) -> Path:
-    """metrics.json, metrics.md and the images, into a folder of their own; returns it."""
-    s, model = prediction.settings, prediction.model
-    parts = [part for part in Path(s.model).resolve().parts if part not in ("model", "world_model")]
-    name = f"{parts[-1]}-{Path(s.data).resolve().name}" if s.name == "auto" else s.name
+def make_folder(settings: PredictSettings) -> Path:
+    """Where the results go, before there are any."""
+    s = settings
+    parts = [part for part in Path(s.model).resolve().parts if part not in ("/", "model", "world_model")]
+    name = "-".join([*parts[-1:], Path(s.data).resolve().name]) if s.name == "auto" else s.name
     folder = Path("runs/predictions") / name
     folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def write(folder: Path, prediction: Prediction, metrics: dict[str, float | None], images: dict[str, Images]) -> None:
+    """metrics.json, metrics.md and the images."""
+    s, model = prediction.settings, prediction.model
     about = {
         "held_out_every": prediction.held_out_every,
         "clips": len(prediction.clips.frames),
@@ -238,7 +263,6 @@ def write(prediction: Prediction, metrics: dict[str, float | None], images: dict
         write_mp4(folder / "predictions.mp4", moving, FPS)
     else:
         write_gif(folder / "predictions.gif", moving, FPS)
-    return folder
 
 
 def main(overrides: list[str]) -> None:
@@ -246,8 +270,9 @@ def main(overrides: list[str]) -> None:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     prediction = Prediction(settings)
+    folder = make_folder(settings)
     metrics, images = prediction.run()
-    folder = write(prediction, metrics, images)
+    write(folder, prediction, metrics, images)
     print(
         (folder / "metrics.md").read_text()
         + f"\n{folder}: metrics.json, metrics.md, predictions.png and .{settings.video}"

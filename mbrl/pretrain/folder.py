@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from omegaconf import OmegaConf
 
 from mbrl.experiment.logger import Logger
 from mbrl.experiment.provenance import provenance
-from mbrl.experiment.run import CONFIG, PROVENANCE, check_same_config, stream_seed
+from mbrl.experiment.run import PROVENANCE, check_same_config, stream_seed
 from mbrl.experiment.settings import flatten, to_dict
+from mbrl.experiment.stored_config import write_config, write_text
 from mbrl.experiment.video import encode_gif
 from mbrl.pretrain.settings import FREE_KEYS, PretrainSettings, of_another_kind
 from mbrl.validate import validate
@@ -29,8 +29,8 @@ def check_same(folder: Path, settings: PretrainSettings) -> None:
 
 def note_start(folder: Path, settings: PretrainSettings) -> None:
     """Keep every key, the commit and the versions."""
-    (folder / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.create(to_dict(settings))))
-    (folder / PROVENANCE).write_text(json.dumps(provenance(), indent=1) + "\n")
+    write_config(folder, to_dict(settings))
+    write_text(folder / PROVENANCE, json.dumps(provenance(), indent=1) + "\n")
 
 
 def held_out_episodes(settings: PretrainSettings) -> dict[str, list[Episode]]:

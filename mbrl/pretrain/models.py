@@ -15,8 +15,9 @@ from typing import Any, TypeVar
 import yaml
 
 from mbrl.build import find_pretrained
-from mbrl.experiment.settings import CONFIG_DIR, UserError, build, load, nearest
+from mbrl.experiment.settings import CONFIG_DIR, Positive, UserError, build, convert, load, nearest
 from world_model import IVideoGPT, TokenizerConfig, TransformerConfig
+from world_model.files import read_json, reading
 from world_model.ivideogpt import weights
 
 FILE = "models.yaml"
@@ -109,11 +110,12 @@ def held_out_every(folder: Path, data: str, asked: int | None = None) -> int:
     file = folder / PRETRAINED_ON
     if not file.exists():
         return asked or HELD_OUT_EVERY
-    note = json.loads(file.read_text())
-    stored = int(note["held_out_every"])
-    if asked not in (None, stored) and Path(data).resolve().name == note["data"]:
+    with reading(file):
+        note = read_json(file)
+        trained_on, stored = str(note["data"]), convert(Positive, note["held_out_every"], "held_out_every")
+    if asked not in (None, stored) and Path(data).resolve().name == trained_on:
         raise UserError(
-            f"held_out_every={asked}: {folder} was trained on {note['data']} with held_out_every={stored} and has seen "
+            f"held_out_every={asked}: {folder} was trained on {trained_on} with held_out_every={stored} and has seen "
             "episodes that this would hold out; use the same value"
         )
     return asked or stored

@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mbrl.experiment import checkpoints
+from mbrl.experiment.capacity import needs_of_onestep, refuse_too_large
 from mbrl.experiment.logger import Logger
 from mbrl.experiment.run import RunFinished, lock_folder, stream_seed
 from mbrl.experiment.settings import UserError, pick_device
@@ -44,6 +45,7 @@ class OneStepPretraining:
         _, height, width = self.data.frame_shape
         if height != width or height % 8:
             raise UserError(f"{s.data} has frames {self.data.frame_shape}; kind=onestep halves a square three times")
+        refuse_too_large(needs_of_onestep(config, height, "onestep."), s.device)
         torch.manual_seed(stream_seed(s.seed, "weights"))
         self.world = OneStepWorld(OneStep(config, self.data.action_dim, heads_of(s.rewards)), height, self.device)
         self.generator = np.random.default_rng(stream_seed(s.seed, "clips"))
@@ -103,11 +105,12 @@ class OneStepPretraining:
         checkpoints.save(self.folder / "checkpoints", self.update, parts)
 
     def _restore(self, checkpoint: checkpoints.Checkpoint) -> None:
-        self.world.load_weights(checkpoint.load("world_model.safetensors", self.device))
-        self.world.load_state(checkpoint.load("world_model.pt", self.device))
-        state = checkpoint.load("pretraining.json")
-        self.generator.bit_generator.state = state["generator"]
-        self.update, self.seconds, self.finished = checkpoint.frame, state["wall_time_s"], state["finished"]
+        with checkpoint.restoring():
+            self.world.load_weights(checkpoint.load("world_model.safetensors", self.device))
+            self.world.load_state(checkpoint.load("world_model.pt", self.device))
+            state = checkpoint.load("pretraining.json")
+            self.generator.bit_generator.state = state["generator"]
+            self.update, self.seconds, self.finished = checkpoint.frame, state["wall_time_s"], state["finished"]
 
     def plan(self) -> str:
         """What training will do, in two lines."""

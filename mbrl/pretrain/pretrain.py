@@ -7,6 +7,7 @@ or machines: `mbrl/pretrain/distributed.py`. `kind=onestep` pre-trains the one-s
 `mbrl/pretrain/onestep.py`.
 """
 
+import dataclasses
 import functools
 import warnings
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from tqdm import tqdm, trange
 
 from mbrl.build import at_random, beyond_the_start, check_lengths
 from mbrl.experiment import checkpoints
+from mbrl.experiment.capacity import Need, needs_of_learner, needs_of_model, refuse_too_large
 from mbrl.experiment.logger import Logger
 from mbrl.experiment.run import RunFinished, lock_folder, stream_seed
 from mbrl.experiment.settings import UserError, load_plain, pick_device, typed_keys
@@ -27,11 +29,11 @@ from mbrl.pretrain import token_cache
 from mbrl.pretrain.distributed import joined_processes
 from mbrl.pretrain.folder import LOG_UPDATES, check_same, held_out_episodes, log_validation, note_start
 from mbrl.pretrain.mixture import load_mixture, weights
-from mbrl.pretrain.models import make_model, note_held_out
+from mbrl.pretrain.models import make_model, note_held_out, sizes
 from mbrl.pretrain.onestep import OneStepPretraining
 from mbrl.pretrain.settings import PretrainSettings, check_keys
 from mbrl.rollout import to_float
-from world_model import IVideoGPT
+from world_model import IVideoGPT, TokenizerConfig, TransformerConfig
 from world_model.api import Clips
 from world_model.data import ClipDataset, goal_first
 from world_model.data.augmentation import augment
@@ -63,6 +65,7 @@ class Pretraining:
         self.held_out = held_out_episodes(s)
         longest = max(s.learner.segment_length, s.learner.tokenizer_span)
         self.train_data.sample(1, longest, np.random.default_rng(0))  # says now if no episode is long enough
+        refuse_too_large(self._needs(parts), s.device)
         torch.manual_seed(stream_seed(s.seed, "weights"))
         model = self._make_model().to(self.device)
         check_lengths(s.learner, model.layout.context_length, "learner.")
@@ -79,6 +82,7 @@ class Pretraining:
         if parallel.rank():
             torch.manual_seed(stream_seed(s.seed, "dropout", parallel.rank()))  # all that differs between processes
         self.generator = np.random.default_rng(stream_seed(s.seed, "clips"))
+        self.seconds = 0.0  # of the training before this start
         self.logger: Logger | None = None
         self._lock: TextIO | None = None
         try:
@@ -103,8 +107,7 @@ class Pretraining:
         if self.update >= self.total:
             raise RunFinished(f"{self.folder} is finished: its model is in {self.folder / 'model'}")
         if parallel.rank() == 0:
-            wall_time_s = checkpoint.load("pretraining.json")["wall_time_s"] if checkpoint else 0.0
-            self.logger = Logger(self.folder, self.update if checkpoint else None, wall_time_s, tables=False)
+            self.logger = Logger(self.folder, self.update if checkpoint else None, self.seconds, tables=False)
 
     def close(self) -> None:
         """Close the logs and let another process have the folder."""
@@ -118,6 +121,23 @@ class Pretraining:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def _needs(self, parts: int) -> Iterator[Need]:
+        s, size = self.settings, self.train_data.frame_shape[1]
+        part = dataclasses.replace(
+            s.learner,
+            batch_size=s.learner.batch_size // parts,
+            tokenizer_batch_size=s.learner.tokenizer_batch_size // parts,
+        )
+        yield from needs_of_learner(part, size, "learner.")
+        if s.start_from == "none" and not s.sharded:
+            of_tokenizer, of_transformer = (
+                sizes(TokenizerConfig, s.tokenizer, s.preset),
+                sizes(TransformerConfig, s.transformer, s.preset),
+            )
+            yield from needs_of_model(of_tokenizer, of_transformer, part, "")
+        kept = s.cached_clips * s.learner.segment_length * 4 * (2 + self.train_data.action_dim)
+        yield Need(f"cached_clips={s.cached_clips}, learner.segment_length={s.learner.segment_length}", kept)
 
     def _make_model(self) -> IVideoGPT:
         s = self.settings
@@ -301,15 +321,17 @@ class Pretraining:
         checkpoints.save(self.folder / "checkpoints", self.update, parts)
 
     def _restore(self, checkpoint: checkpoints.Checkpoint) -> None:
-        parallel.load_weights(self.world.model, checkpoint.load("world_model.safetensors", self.device))
-        self.world.load_state(checkpoint.load("world_model.pt", self.device))
-        states = checkpoint.load("torch.pt")  # one for each process that there was; a new one begins its own stream
-        if parallel.rank() < len(states):
-            rng = states[parallel.rank()]
-            torch.set_rng_state(rng["cpu"])
-            if self.device.type == "cuda" and rng["cuda"] is not None:
-                torch.cuda.set_rng_state(rng["cuda"], self.device)
-        self.generator.bit_generator.state = checkpoint.load("pretraining.json")["generator"]
+        with checkpoint.restoring():
+            parallel.load_weights(self.world.model, checkpoint.load("world_model.safetensors", self.device))
+            self.world.load_state(checkpoint.load("world_model.pt", self.device))
+            states = checkpoint.load("torch.pt")  # one for each process that there was; a new one begins its own stream
+            if parallel.rank() < len(states):
+                rng = states[parallel.rank()]
+                torch.set_rng_state(rng["cpu"])
+                if self.device.type == "cuda" and rng["cuda"] is not None:
+                    torch.cuda.set_rng_state(rng["cuda"], self.device)
+            state = checkpoint.load("pretraining.json")
+            self.generator.bit_generator.state, self.seconds = state["generator"], float(state["wall_time_s"])
 
 
 def check_codes_are_used(learner: LearnerConfig, tokenizer_updates: int) -> None:

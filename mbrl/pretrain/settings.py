@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Annotated, Literal
 
-from mbrl.experiment.settings import Count, Device, Fraction, Positive, UserError
+from mbrl.experiment.settings import Count, Device, Folder, Fraction, Name, Positive, Seed, Threads, UserError
 from world_model.data.augmentation import AugmentationConfig
 from world_model.ivideogpt.adversary import DiscriminatorConfig
 from world_model.ivideogpt.config import LearnerConfig
@@ -35,12 +35,12 @@ class OneStepTraining(OneStepLearning):
 @dataclasses.dataclass(frozen=True)
 class PretrainSettings:
     kind: Literal["ivideogpt", "onestep"]
-    data: str
-    unseen: str
-    mixture: str
+    data: Folder
+    unseen: Folder
+    mixture: Name
     episodes: Positive | None  # of the training part; None takes all
     goal: bool
-    out: str
+    out: Folder
     schedule: str  # a file of configs/schedules with values for these keys, or "none"
     preset: str
     tokenizer: str
@@ -48,7 +48,7 @@ class PretrainSettings:
     context_length: Positive | None
     actions: bool
     rewards: bool
-    start_from: str
+    start_from: Folder
     stage: Literal["tokenizer", "transformer", "both"]
     tokenizer_updates: Count
     transformer_updates: Count
@@ -59,9 +59,9 @@ class PretrainSettings:
     accumulate: Positive  # parts that each process splits its share of a batch into
     sharded: bool
     horizon: Positive
-    seed: Count
+    seed: Seed
     device: Device
-    threads: Count
+    threads: Threads
     augmentation: AugmentationConfig
     discriminator: DiscriminatorConfig
     learner: LearnerConfig

@@ -12,6 +12,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor, nn
 
+from world_model.files import READ_ERRORS, regular
 from world_model.ivideogpt.config import TokenClips
 
 
@@ -26,12 +27,12 @@ def save(path: Path, clips: TokenClips, tokenizer: nn.Module) -> None:
 def load(path: Path, tokenizer: nn.Module) -> TokenClips | None:
     """The clips, or None if they are damaged or were made with other weights than the tokenizer has now."""
     try:
-        with safetensors.safe_open(path, "pt") as file:
+        with safetensors.safe_open(regular(path), "pt") as file:
             about, fields = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}
-    except safetensors.SafetensorError:
+        expected = {"tokenizer": _digest(tokenizer.state_dict()), "content": _digest(fields)}
+        return TokenClips(**fields) if about == expected else None
+    except READ_ERRORS:
         return None
-    expected = {"tokenizer": _digest(tokenizer.state_dict()), "content": _digest(fields)}
-    return TokenClips(**fields) if about == expected else None
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

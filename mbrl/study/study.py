@@ -15,7 +15,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from torch import Tensor
 from mbrl.build import find_pretrained
 from mbrl.experiment.provenance import provenance
 from mbrl.experiment.run import RunFinished
-from mbrl.experiment.settings import Count, Positive, UserError, load_plain, pick_device, to_dict
+from mbrl.experiment.settings import Count, Folder, Name, Positive, Range, UserError, load_plain, pick_device, to_dict
 from mbrl.experiment.video import Images, write_film
 from mbrl.predict.predict import Prediction, PredictSettings, cut
 from mbrl.pretrain.models import held_out_every
@@ -52,11 +52,11 @@ class Overrides:
 @dataclasses.dataclass(frozen=True)
 class StudySettings:
     study: Literal["decoupling", "efficiency", "fewshot", "scaling"]
-    out: str
+    out: Folder
     clips: Positive
     samples: Positive
-    trajectories: tuple[Count, ...]
-    transformers: tuple[str, ...]
+    trajectories: Annotated[tuple[Count, ...], Range(1)]
+    transformers: Annotated[tuple[Name, ...], Range(1)]
     repeats: Positive
     overrides: Overrides
 

@@ -11,18 +11,22 @@ from typing import Annotated, Literal, Protocol
 
 from mbrl.experiment.logger import METRICS
 from mbrl.experiment.run import LOG, run_folder
-from mbrl.experiment.settings import Positive, Range, Settings, UserError, load, load_plain
+from mbrl.experiment.settings import Range, Seed, Settings, UserError, convert, load, load_plain
+from world_model.files import regular
+
+MOST_RUNS = 10_000  # of a sweep
+TAIL = 2**14  # bytes at the end of a log that are looked at
 
 
 @dataclasses.dataclass(frozen=True)
 class SweepSettings:
-    jobs: Positive
+    jobs: Annotated[int, Range(1, 10_000)]
     launcher: Literal["local", "slurm", "submitit"]
     partition: str
-    hours: Annotated[float, Range(0.1)]
-    cpus: Positive
+    hours: Annotated[float, Range(0.1, 1e5)]
+    cpus: Annotated[int, Range(1, 1024)]
     gpus: Annotated[int, Range(0, 1)]
-    memory_gb: Annotated[float, Range(1.0)]
+    memory_gb: Annotated[float, Range(1.0, 1e6)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,19 +48,24 @@ class PlannedRun:
 
     def frame(self) -> int:
         """How far it is, from the end of its metrics.jsonl."""
-        path = self.folder / METRICS
-        if not path.exists():
-            return 0
-        with open(path, "rb") as file:
-            file.seek(max(0, path.stat().st_size - 2**14))
-            frames = re.findall(rb'\{"frame": (\d+),', file.read())
+        frames = re.findall(rb'\{"frame": (\d{1,18}),', tail(self.folder / METRICS))
         return min(int(frames[-1]), self.settings.num_train_frames) if frames else 0
 
     def last_words(self) -> str:
         """The last line of its output: what went wrong, if anything did."""
-        text = self.log.read_text(errors="replace")[-(2**14) :] if self.log.exists() else ""
+        text = tail(self.log).decode(errors="replace")
         lines = [line.strip() for line in re.split(r"[\r\n]+", text) if line.strip()]
         return lines[-1] if lines else "it said nothing"
+
+
+def tail(path: Path) -> bytes:
+    """The end of a log; nothing of one that is not there or cannot be read."""
+    try:
+        with open(regular(path), "rb") as file:
+            file.seek(max(0, path.stat().st_size - TAIL))
+            return file.read()
+    except OSError:
+        return b""
 
 
 class Handle(Protocol):
@@ -79,27 +88,40 @@ def plan(overrides: Sequence[str]) -> tuple[SweepSettings, list[PlannedRun]]:
     """The runs that the overrides mean, seed by seed. Raises UserError if one of them could not be started."""
     own = {field.name for field in dataclasses.fields(SweepSettings)}
     sweep = load_plain(SweepSettings, "sweep", [override for override in overrides if _key(override) in own])
-    varied: dict[str, list[str]] = {"seed": [], "task": [], "agent": []}
+    varied: dict[str, list[str]] = {"task": [], "agent": []}
+    seeds: list[int | None] = [None]
     common = []
     for override in overrides:
         key, _, value = override.partition("=")
-        if key in varied:
-            varied[key] = [f"{key}={one}" for one in (_seeds(value) if key == "seed" else _several(value))]
+        if key == "seed":
+            seeds = [*_seeds(value)]
+        elif key in varied:
+            varied[key] = [f"{key}={one}" for one in _several(value)]
         elif key not in own:
             common.append(override)
     if sweep.launcher == "slurm":
         common = _for_nodes(common, sweep)
     if "threads" not in map(_key, common) and (threads := _threads(sweep)):
         common.append(f"threads={threads}")
+    methods = [[*filter(None, chosen)] for chosen in itertools.product(*(words or [""] for words in varied.values()))]
+    if (count := len(methods) * len(seeds)) > MOST_RUNS:
+        raise UserError(f"that is {count:,} runs, and a sweep has at most {MOST_RUNS:,}")
+    settings = [_load([*method, *common], sweep) for method in methods]
     runs: dict[Path, PlannedRun] = {}
-    for chosen in itertools.product(*(options or [""] for options in varied.values())):
-        train = (*filter(None, chosen), *common)
-        here = train
-        if sweep.launcher == "slurm":  # this machine need not have the device that the runs will have
-            here = (*(override for override in train if _key(override) != "device"), "device=cpu")
-        run = PlannedRun(load(here), train)
-        runs.setdefault(run.folder, run)
+    for seed in seeds:
+        for method, chosen in zip(methods, settings, strict=True):
+            of_seed = [] if seed is None else [f"seed={seed}"]
+            own_settings = chosen if seed is None else dataclasses.replace(chosen, seed=seed)
+            run = PlannedRun(own_settings, (*of_seed, *method, *common))
+            runs.setdefault(run.folder, run)
     return sweep, list(runs.values())
+
+
+def _load(train: Sequence[str], sweep: SweepSettings) -> Settings:
+    """Of a run, whatever its seed. With Slurm, this machine need not have the device that the runs will have."""
+    if sweep.launcher == "slurm":
+        train = (*(override for override in train if _key(override) != "device"), "device=cpu")
+    return load(train)
 
 
 def _key(override: str) -> str:
@@ -114,10 +136,14 @@ def _seeds(value: str) -> list[int]:
     """1-5, or 1,2,8, or both."""
     seeds: list[int] = []
     for part in _several(value):
-        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
+        match = re.fullmatch(r"([0-9]{1,20})(?:-([0-9]{1,20}))?", part)
         if match is None:
             raise UserError(f"seed={value}: write seeds as 1-5, 1,2,8 or 1-3,8")
-        seeds += range(int(match[1]), int(match[2] or match[1]) + 1)
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last - first >= MOST_RUNS - len(seeds):
+            count = len(seeds) + last - first + 1
+            raise UserError(f"seed={value}: that is {count:,} seeds, and a sweep has at most {MOST_RUNS:,} runs")
+        seeds += (convert(Seed, seed, "seed") for seed in range(first, last + 1))
     if not seeds:
         raise UserError(f"seed={value} names no seed; write seeds as 1-5, 1,2,8 or 1-3,8")
     return seeds

@@ -13,7 +13,6 @@ Letters: N frames of a shard, E its episodes, B batch, T frames of a window, A a
 
 import functools
 import os
-import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor
 
 from world_model.api import Clips, Episode
+from world_model.files import reading, regular
 
 MAPPED = 256  # shards that are mapped at a time: each is an open file, and of those there are not many
 
@@ -131,19 +131,20 @@ class ClipDataset:
 
     def _open(self, name: str) -> np.ndarray:
         """Map shard `name`; the lengths of its episodes."""
-        path = self.folder / name
-        try:
-            frames = np.load(path.with_suffix(".npy"), mmap_mode="r")
-            with np.load(path.with_suffix(".npz"), allow_pickle=False) as index:
+        path = self.folder / f"{name}.npz"
+        with reading(path, DataError, "remove it and make data again"):
+            frames = np.load(regular(path.with_suffix(".npy")), mmap_mode="r", allow_pickle=False)
+            with np.load(regular(path), allow_pickle=False) as index:
                 lengths, actions, rewards = index["lengths"], index["actions"], index["rewards"]
                 dataset = str(index["dataset"])
                 # Shards from before there were successes have none.
                 unknown = np.full(len(rewards), np.nan, np.float32)
                 successes = index["successes"] if "successes" in index else unknown
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise DataError(f"shard {path} is damaged ({error}); remove {path}.npz and make data again") from error
-        if not len(frames) == len(actions) == len(rewards) == len(successes) == lengths.sum():
-            raise DataError(f"shard {path} is damaged (its parts differ in length); remove {path}.npz")
+            if not len(frames) == len(actions) == len(rewards) == len(successes) == lengths.sum():
+                raise ValueError("its parts differ in length")
+            kinds = [(x.ndim, x.dtype.kind) for x in (frames, actions, rewards, successes, lengths)]
+            if kinds != [(4, "u"), (2, "f"), (1, "f"), (1, "f"), (1, "i")] or lengths.min(initial=1) < 1:
+                raise ValueError("its parts are not those of a shard")
         if self._paths and frames.shape[1:] != self.frame_shape:
             raise DataError(f"shard {path} has frames {frames.shape[1:]}, others {self.frame_shape}")
         if self._actions and actions.shape[1:] != self._actions[0].shape[1:]:

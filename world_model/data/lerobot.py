@@ -10,7 +10,6 @@ Source: huggingface/lerobot, src/lerobot/datasets (codebase_version v3.0).
 """
 
 import functools
-import json
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -21,6 +20,7 @@ from world_model.api import Episode
 from world_model.data.clips import DataError
 from world_model.data.source import NamedClip, SourceOptions, decode_image, found, groups, needs
 from world_model.data.video import decode_video
+from world_model.files import read_json, reading, regular
 
 with needs("pyarrow"):
     import pyarrow.parquet as pq
@@ -33,14 +33,13 @@ class LeRobot:
 
     def __init__(self, options: SourceOptions) -> None:
         self.options = options
-        try:
-            self.info = json.loads((options.path / "meta/info.json").read_text())
-            version, self.features = self.info["codebase_version"], self.info["features"]
-        except (OSError, ValueError, KeyError) as error:
-            raise DataError(f"path={options.path} is no LeRobot dataset ({error})") from error
+        path = options.path / "meta/info.json"
+        with reading(path, DataError, f"path={options.path} is no LeRobot dataset"):
+            self.info = read_json(path)
+            version, self.features = str(self.info["codebase_version"]), self.info["features"]
+            cameras = [name for name, feature in self.features.items() if feature["dtype"] in ("video", "image")]
         if not version.startswith("v3"):
             raise DataError(f"path={options.path} is a LeRobot dataset of {version}; convert it to v3.0 with lerobot")
-        cameras = [name for name, feature in self.features.items() if feature["dtype"] in ("video", "image")]
         self.camera = options.image_key or (cameras[0] if cameras else "")
         if self.camera not in cameras:
             raise DataError(f"path={options.path} has no image_key={self.camera}, only {', '.join(cameras) or 'none'}")
@@ -56,10 +55,11 @@ class LeRobot:
             columns += [f"videos/{self.camera}/{name}" for name in ("chunk_index", "file_index", "from_timestamp")]
         rows = []
         for file in found(folder.rglob("*.parquet"), ".parquet files", folder):
-            try:
-                rows += pq.read_table(file, columns=columns).to_pylist()
-            except (OSError, ValueError, KeyError) as error:  # without this table no episode can be found
-                raise DataError(f"{file} is damaged ({error})") from error
+            with reading(file, DataError):  # without this table no episode can be found
+                table = pq.read_table(regular(file), columns=columns)
+                if missing := set(columns) - set(table.column_names):
+                    raise KeyError(min(missing))
+                rows += table.to_pylist()
         return rows
 
     @property
@@ -76,7 +76,7 @@ class LeRobot:
         if not self._is_video:
             columns.append(self.camera)
         table = pq.read_table(
-            self._file(self.info["data_path"], episode, "data"),
+            regular(self._file(self.info["data_path"], episode, "data")),
             columns=columns,
             filters=[("episode_index", "=", episode["episode_index"])],
         )

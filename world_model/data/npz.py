@@ -11,6 +11,7 @@ import numpy as np
 
 from world_model.api import Episode
 from world_model.data.source import NamedClip, SourceOptions, found, groups
+from world_model.files import regular
 
 
 class NpzFolder:
@@ -30,7 +31,7 @@ class NpzFolder:
             yield unit, partial(self._read, unit)
 
     def _read(self, unit: str) -> Episode:
-        with np.load(self.options.path / unit, allow_pickle=False) as file:
+        with np.load(regular(self.options.path / unit), allow_pickle=False) as file:
             images = file[self._image_key(file.files)]
             actions = file["action"] if "action" in file else None
             rewards = file["reward"] if "reward" in file else None

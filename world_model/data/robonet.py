@@ -18,6 +18,7 @@ import numpy as np
 from world_model.api import Episode
 from world_model.data.source import NamedClip, SourceOptions, decode_image, found, groups, needs
 from world_model.data.video import decode_video
+from world_model.files import regular
 
 with needs("h5py"):
     import h5py
@@ -42,7 +43,7 @@ class RoboNet:
             yield unit, partial(self._read, unit)
 
     def _read(self, unit: str) -> Episode:
-        with h5py.File(self.options.path / unit) as file:
+        with h5py.File(regular(self.options.path / unit)) as file:
             camera = self.options.image_key or "cam0"
             actions = _actions(file)
             frames = itertools.islice(_frames(file[f"env/{camera}_video"]), len(actions) + 1)  # some go on without any

@@ -12,9 +12,6 @@ be named. Letters: T frames of a clip, H W height and width as recorded, A actio
 import contextlib
 import io
 import itertools
-import struct
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -26,9 +23,9 @@ from PIL import Image
 
 from world_model.api import Episode
 from world_model.data.clips import DataError
+from world_model.files import READ_ERRORS
 
-# What the libraries below raise on a file that is not what it should be.
-BROKEN = (OSError, ValueError, KeyError, IndexError, EOFError, struct.error, zipfile.BadZipFile, zlib.error)
+BROKEN = READ_ERRORS  # what the libraries below raise on a file that is not what it should be
 
 NamedClip = tuple[str, Callable[[], Episode | None]]
 
@@ -124,7 +121,7 @@ def decode_image(encoded: bytes) -> np.ndarray:
     """JPEG, PNG, ... -> uint8 (H, W, 3). Raises ValueError."""
     try:
         return np.array(Image.open(io.BytesIO(encoded)).convert("RGB"))
-    except (OSError, SyntaxError) as error:  # Pillow raises the latter on some damaged PNGs
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: on some damaged PNGs
         raise ValueError(f"an image is damaged: {error}") from error
 
 

@@ -8,7 +8,6 @@ official labels.json with train.json and validation.json (also under their names
 front), or train_video_folder.txt and val_video_folder.txt (`<folder> <frames> <class>` a line).
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,8 +17,10 @@ import numpy as np
 from world_model.api import Episode
 from world_model.data.clips import DataError
 from world_model.data.source import NamedClip, SourceOptions, decode_image, found, groups
+from world_model.files import read_json, read_text, reading, regular
 
 PREFIX = "something-something-v2-"
+LISTS = 2**30  # bytes of a list of all clips
 
 
 class SomethingV2:
@@ -51,7 +52,7 @@ class SomethingV2:
         clip = self.options.path / unit
         if clip.is_dir():
             images = sorted(clip.glob("*.jpg"), key=lambda file: int(file.stem))
-            return self.options.episode(decode_image(image.read_bytes()) for image in images)
+            return self.options.episode(decode_image(regular(image).read_bytes()) for image in images)
         return self.options.episode(_frames(clip))
 
     def _classes(self) -> dict[str, int]:
@@ -60,21 +61,25 @@ class SomethingV2:
         for folder in (self.options.path, self.options.path.parent, self.options.path.parent / "labels"):
             for prefix in ("", PREFIX):
                 if (labels := folder / f"{prefix}labels.json").exists():
-                    numbers = json.loads(labels.read_text())
+                    with reading(labels, DataError):
+                        numbers = {name: int(number) for name, number in read_json(labels).items()}
                     for part in ("train", "validation"):
-                        file = folder / f"{prefix}{part}.json"
-                        for clip in json.loads(file.read_text()) if file.exists() else []:
-                            # A template marks what was filled in with brackets, the list of classes does not.
-                            template = clip["template"].replace("[", "").replace("]", "")
-                            shown[clip["id"]] = int(numbers[template])
+                        if (file := folder / f"{prefix}{part}.json").exists():
+                            with reading(file, DataError):
+                                shown |= {clip["id"]: numbers[_template(clip)] for clip in read_json(file, LISTS)}
             for part in ("train", "val"):
                 if (listed := folder / f"{part}_video_folder.txt").exists():
-                    for line in listed.read_text().splitlines():
-                        name, _, number = line.split()
-                        shown[Path(name).name] = int(number)
+                    with reading(listed, DataError):
+                        lines = [line.split() for line in read_text(listed, LISTS).splitlines()]
+                        shown |= {Path(name).name: int(number) for name, _, number in lines}
         if not shown:
             raise DataError(f"path={self.options.path}: classes needs labels.json and train.json in it or beside it")
         return shown
+
+
+def _template(clip: dict[str, str]) -> str:
+    """It marks what was filled in with brackets, which the list of classes does not."""
+    return clip["template"].replace("[", "").replace("]", "")
 
 
 def _frames(clip: Path) -> Iterator[np.ndarray]:

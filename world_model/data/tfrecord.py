@@ -7,6 +7,7 @@ tensorflow/core/example/feature.proto.
 
 import struct
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,32 +24,35 @@ def examples(path: Path) -> Iterator[tuple[str, Callable[[], Example]]]:
     Where the file is cut off or the lengths make no sense, nothing behind that place can be found: the last one then
     raises ValueError instead.
     """
+    if not path.is_file():
+        yield path.name, partial(_fail, "it is no file")
+        return
+    number, size = 0, path.stat().st_size
     with path.open("rb") as file:
-        number = 0
         while head := file.read(12):
             name = f"{path.name}:{number}"
-            record = _record(head, file.read)
+            record = _record(head, file.read, size)
             if record is None:
-                yield f"{name} and all behind it", _cut_off
+                yield f"{name} and all behind it", partial(_fail, "the file is cut off or damaged here")
                 return
             yield name, lambda record=record: parse(record)  # type: ignore[misc]
             number += 1
 
 
-def _record(head: bytes, read: Callable[[int], bytes]) -> bytes | None:
+def _record(head: bytes, read: Callable[[int], bytes], size: int) -> bytes | None:
     if len(head) < 12:
         return None
     length, check = struct.unpack("<QI", head)
     # The message's own checksum is left alone: a table-driven CRC of every image in Python would take longer than
     # reading it, and a damaged message shows when it is parsed or its images are decoded.
-    if check != masked_crc32c(head[:8]):
+    if check != masked_crc32c(head[:8]) or length > size:
         return None
     record = read(length)
     return record if len(record) == length and len(read(4)) == 4 else None
 
 
-def _cut_off() -> Example:
-    raise ValueError("the file is cut off or damaged here")
+def _fail(why: str) -> Example:
+    raise ValueError(why)
 
 
 def masked_crc32c(data: bytes) -> int:

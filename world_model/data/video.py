@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from world_model.data.source import needs
+from world_model.files import regular
 
 with needs("av"):
     import av
@@ -19,7 +20,7 @@ def decode_video(file: Path | bytes, start: float = 0.0, count: int | None = Non
     """
     shown = 0
     try:
-        with av.open(io.BytesIO(file) if isinstance(file, bytes) else str(file), "r") as container:
+        with av.open(io.BytesIO(file) if isinstance(file, bytes) else str(regular(file)), "r") as container:
             stream = container.streams.video[0]
             if start:
                 assert stream.time_base is not None

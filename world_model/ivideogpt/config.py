@@ -6,6 +6,7 @@ from typing import Annotated, Literal, NamedTuple
 from torch import Tensor
 
 from world_model.api import is_due
+from world_model.schema import Folder
 
 
 class TokenClips(NamedTuple):
@@ -59,7 +60,7 @@ class LearnerConfig:
     revive_codes_until: Annotated[int, "[0, inf)"]
     mse_weight: Annotated[float, "[0, inf)"]
     motion_weight: Annotated[float, "[0, inf)"]
-    perceptual_weights: str
+    perceptual_weights: Folder
     precision: Literal["auto", "fp32", "bf16"]
 
     def __post_init__(self) -> None:

@@ -22,12 +22,13 @@ from torch import Tensor
 from world_model.ivideogpt.network import VideoGPT, evaluation_mode
 from world_model.ivideogpt.transformer import PackedLinear
 
+COLDEST = 1e-6  # of temperatures at which logits can be divided by it
 ROOM = 16  # frames that a rollout has room for at first when nobody says how long it will be
 
 
 def sample(logits: Tensor, temperature: float, top_k: int, generator: torch.Generator | None) -> Tensor:
     """Draw one id a row: logits (B, V) -> int64 (B, 1). temperature 0 takes the argmax."""
-    if temperature == 0:
+    if temperature < COLDEST:
         return logits.argmax(-1, keepdim=True)
     top, ids = logits.float().topk(min(top_k, logits.shape[-1]), dim=-1)
     # The largest of p / exponential noise is a draw from p; torch.multinomial would wait for the device at every token.

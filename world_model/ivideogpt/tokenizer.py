@@ -51,6 +51,16 @@ class TokenizerConfig:
             raise ValueError(f"resolution={self.resolution} cannot be halved {halvings} times{folded}")
         if any(width % 4 for width in self.block_out_channels):
             raise ValueError(f"block_out_channels={list(self.block_out_channels)} must be multiples of 4, for 4 heads")
+        if any(width % self.norm_num_groups for width in self.block_out_channels):
+            raise ValueError(
+                f"norm_num_groups={self.norm_num_groups} must divide block_out_channels={list(self.block_out_channels)}"
+            )
+
+    @property
+    def least_parameters(self) -> int:
+        """A tokenizer of these sizes has more: of its layers only the convolutions within a level are counted."""
+        convolutions = sum(8 * self.layers_per_block * 9 * width**2 for width in self.block_out_channels)
+        return convolutions + (self.num_vq_embeddings + self.num_dyn_embeddings) * self.latent_channels
 
     @property
     def inner_resolution(self) -> int:

@@ -38,6 +38,12 @@ class TransformerConfig:
     # longest sequence trained on; rotary positions set no hard limit
     max_position_embeddings: Annotated[int, "[1, inf)"]
 
+    def parameters(self, vocabulary: int) -> int:
+        """How many a transformer of these sizes has."""
+        width, layers = self.hidden_size, self.num_hidden_layers
+        per_layer = 4 * width**2 + 3 * width * self.intermediate_size + 2 * width
+        return layers * per_layer + (2 * vocabulary + 1) * width
+
 
 class PackedLinear:
     """The product of a few rows with a weight (E, D): x (..., D) -> (..., E), in the precision of the present autocast.

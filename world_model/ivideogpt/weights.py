@@ -11,21 +11,22 @@ query, key and value projections, and the two halves of the SwiGLU, into one mat
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors import safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from world_model.api import WeightsError
+from world_model.files import read_json, read_tensors, reading, regular
 from world_model.heads import HEADS
 from world_model.ivideogpt.network import VideoGPT
 from world_model.ivideogpt.tokenizer import TokenizerConfig
 from world_model.ivideogpt.transformer import TransformerConfig
+from world_model.schema import build
 
 TOKENIZER_FILE = Path("tokenizer/diffusion_pytorch_model.safetensors")
 TRANSFORMER_FILE = Path("transformer/model.safetensors")
@@ -77,28 +78,8 @@ TOP_KEYS = {
 Config = TypeVar("Config", TokenizerConfig, TransformerConfig)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise WeightsError(f"no checkpoint here: {path} is missing") from None
-    except json.JSONDecodeError as error:
-        raise WeightsError(f"{path} is damaged: {error}") from None
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise WeightsError(f"no checkpoint here: {path} is missing") from None
-    except SafetensorError as error:
-        raise WeightsError(f"{path} is damaged: {error}") from None
-
-
 def _config(cls: type[Config], raw: dict[str, Any], defaults: dict[str, Any]) -> Config:
-    values: dict[str, Any] = {field.name: raw.get(field.name, defaults[field.name]) for field in fields(cls)}
-    arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    return cls(**arguments)
+    return build(cls, {field.name: raw.get(field.name, defaults[field.name]) for field in fields(cls)})
 
 
 def read_configs(folder: str | Path, context_length: int | None = None) -> tuple[TokenizerConfig, TransformerConfig]:
@@ -108,25 +89,37 @@ def read_configs(folder: str | Path, context_length: int | None = None) -> tuple
         context_length: K to use, at most the checkpoint's; None takes the checkpoint's.
     """
     folder = Path(folder)
-    raw = _read_json(folder / "tokenizer/config.json")
-    stored = raw.get("context_length", TOKENIZER_DEFAULTS["context_length"])
+    path = folder / "tokenizer/config.json"
+    with reading(path, WeightsError):
+        raw = read_json(path)
+        if raw.get("residual"):
+            raise WeightsError(f"{folder} holds a `residual` tokenizer, which there is no more: pre-train it anew")
+        tokenizer = _config(TokenizerConfig, raw, TOKENIZER_DEFAULTS)
+        _check_size(folder / TOKENIZER_FILE, tokenizer.least_parameters)
     if context_length is not None:
-        if not 1 <= context_length <= stored:
+        if not 1 <= context_length <= tokenizer.context_length:
             raise WeightsError(
-                f"{folder} was trained with {stored} context frames; context_length={context_length} is not possible"
+                f"{folder} was trained with {tokenizer.context_length} context frames; "
+                f"context_length={context_length} is not possible"
             )
-        raw["context_length"] = context_length
-    if raw.get("residual"):
-        raise WeightsError(f"{folder} holds a `residual` tokenizer, which there is no more: pre-train it anew")
-    tokenizer = _config(TokenizerConfig, raw, TOKENIZER_DEFAULTS)
-    raw = _read_json(folder / "transformer/config.json")
-    transformer = _config(TransformerConfig, raw, TRANSFORMER_DEFAULTS)
+        tokenizer = replace(tokenizer, context_length=context_length)
+    path = folder / "transformer/config.json"
+    with reading(path, WeightsError):
+        raw = read_json(path)
+        transformer = _config(TransformerConfig, raw, TRANSFORMER_DEFAULTS)
+        _check_size(folder / TRANSFORMER_FILE, transformer.parameters(tokenizer.layout.vocabulary))
     if (vocabulary := raw.get("vocab_size", tokenizer.layout.vocabulary)) != tokenizer.layout.vocabulary:
         raise WeightsError(
             f"{folder}: the tokenizer makes {tokenizer.layout.vocabulary} kinds of tokens, the transformer knows "
             f"{vocabulary}; they do not belong together"
         )
     return tokenizer, transformer
+
+
+def _check_size(weights: Path, parameters: int) -> None:
+    """Raises ValueError if a config asks for more than its weights can be, which would be made before it shows."""
+    if weights.is_file() and parameters > weights.stat().st_size:
+        raise ValueError(f"it has {parameters:,} parameters or more, {weights.name} fewer")
 
 
 class StoredHeads(NamedTuple):
@@ -137,15 +130,10 @@ class StoredHeads(NamedTuple):
 def read_heads(folder: str | Path) -> StoredHeads:
     """Which heads the transformer of a checkpoint was saved with. Raises WeightsError."""
     path = Path(folder) / TRANSFORMER_FILE
-    try:
-        with safe_open(path, "pt") as file:
-            names = file.keys()
-            action_dim = file.get_slice("action_linear.weight").get_shape()[1] if "action_linear.weight" in names else 0
-            return StoredHeads(action_dim, tuple(name for name in HEADS if f"{name}_linear.weight" in names))
-    except FileNotFoundError:
-        raise WeightsError(f"no checkpoint here: {path} is missing") from None
-    except SafetensorError as error:
-        raise WeightsError(f"{path} is damaged: {error}") from None
+    with reading(path, WeightsError), safe_open(regular(path), "pt") as file:
+        names = file.keys()
+        action_dim = file.get_slice("action_linear.weight").get_shape()[1] if "action_linear.weight" in names else 0
+        return StoredHeads(action_dim, tuple(name for name in HEADS if f"{name}_linear.weight" in names))
 
 
 def _fill(module: nn.Module, state: dict[str, Tensor], source: Path) -> None:
@@ -170,13 +158,15 @@ def load(model: VideoGPT, folder: str | Path, new_actions: bool = False) -> None
     """
     load_tokenizer(model, folder)
     source = Path(folder) / TRANSFORMER_FILE
-    state = {k: v for k, v in _read_tensors(source).items() if not k.endswith("rotary_emb.inv_freq")}
+    with reading(source, WeightsError):
+        state = {k: v for k, v in read_tensors(source).items() if not k.endswith("rotary_emb.inv_freq")}
     modules = _linears(model)
     for name in ["action_linear", *(f"{head}_linear" for head in HEADS)]:
         linear = {k.removeprefix(f"{name}."): state.pop(k) for k in list(state) if k.startswith(f"{name}.")}
         if not linear or name not in modules:
             continue
-        if new_actions and name == "action_linear" and linear["weight"].shape != modules[name].weight.shape:
+        other_robot = "weight" in linear and linear["weight"].shape != modules[name].weight.shape
+        if new_actions and name == "action_linear" and other_robot:
             continue
         _fill(modules[name], linear, source)
     _fill(
@@ -195,11 +185,12 @@ def _linears(model: VideoGPT) -> dict[str, nn.Module]:
 def load_tokenizer(model: VideoGPT, folder: str | Path) -> None:
     """Fill a model's tokenizer alone from a checkpoint."""
     source = Path(folder) / TOKENIZER_FILE
-    state = _read_tensors(source)
+    with reading(source, WeightsError):
+        state = read_tensors(source)
     own = model.tokenizer.state_dict()
     for key in own:
         # Fewer context frames than trained with: the position embeddings of the last ones are kept, as officially.
-        if key.endswith("kv_pos_emb") and key in state and len(state[key]) > len(own[key]):
+        if key.endswith("kv_pos_emb") and key in state and state[key].dim() and len(state[key]) > len(own[key]):
             state[key] = state[key][-len(own[key]) :]
     _fill(model.tokenizer, state, source)
 

@@ -5,18 +5,19 @@
     frechet_distance(statistics["real"], statistics["predicted"])
 
 Nothing is fetched. A folder must hold `i3d_torchscript.pt`, the TorchScript export of I3D trained on Kinetics-400 that
-StyleGAN-V and iVideoGPT use. Distances by other exports, or of other numbers of clips, do not compare.
+StyleGAN-V and iVideoGPT use. TorchScript is a program, unlike all other weights here: take it from somebody you trust.
+Distances by other exports, or of other numbers of clips, do not compare.
 
 Letters: B clips, T frames, D features of a clip (400).
 """
 
-import warnings
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from world_model.ivideogpt.weights import WeightsError
+from world_model.api import WeightsError
+from world_model.files import read_program, reading
 
 FILE = "i3d_torchscript.pt"
 CLIPS = 16  # at a time through I3D
@@ -29,14 +30,8 @@ class I3D:
     def __init__(self, folder: str | Path, device: torch.device) -> None:
         """Raises WeightsError: the file is missing or holds something else."""
         file = Path(folder) / FILE
-        if not file.is_file():
-            raise WeightsError(f"no I3D weights: {file} is missing (see world_model/metrics/fvd.py)")
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)  # of TorchScript, which the published file is
-                self.model = torch.jit.load(str(file), map_location=device).eval()
-        except RuntimeError as error:
-            raise WeightsError(f"{file} is no TorchScript model: {str(error).splitlines()[0]}") from None
+        with reading(file, WeightsError, "it must be I3D as TorchScript, see world_model/metrics/fvd.py"):
+            self.model = read_program(file, device)
 
     @torch.no_grad()
     def __call__(self, clips: Tensor) -> Tensor:

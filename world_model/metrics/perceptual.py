@@ -6,14 +6,14 @@ Nothing is fetched. A folder must hold two files:
     lpips.pth   the linear heads of the lpips package, version 0.1, `vgg.pth` there (`lin0.model.1.weight`, ...)
 """
 
-import pickle
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from world_model.ivideogpt.weights import WeightsError
+from world_model.api import WeightsError
+from world_model.files import read_torch, reading
 
 WIDTHS = (64, 128, 256, 512, 512)  # channels of the five stages
 DEPTHS = (2, 2, 3, 3, 3)  # convolutions of each stage
@@ -47,20 +47,15 @@ class LPIPS(nn.Module):
     @classmethod
     def from_folder(cls, folder: str | Path) -> "LPIPS":
         """Raises WeightsError: a file is missing or holds something else."""
-        model, files = cls(), [Path(folder) / "vgg16.pth", Path(folder) / "lpips.pth"]
-        try:
-            backbone, heads = (torch.load(file, map_location="cpu", weights_only=True) for file in files)
-            model.features.load_state_dict(
-                {k.removeprefix("features."): v for k, v in backbone.items() if k.startswith("features.")}
-            )
+        model, backbone, linear = cls(), Path(folder) / "vgg16.pth", Path(folder) / "lpips.pth"
+        advice = "it must hold LPIPS-VGG weights, see world_model/metrics/perceptual.py"
+        with reading(backbone, WeightsError, advice):
+            weights = {k.split(".", 1)[1]: v for k, v in read_torch(backbone).items() if k.startswith("features.")}
+            model.features.load_state_dict(weights)
+        with reading(linear, WeightsError, advice):
+            heads = read_torch(linear)
             for i, head in enumerate(model.heads):
                 head.data.copy_(heads[f"lin{i}.model.1.weight"])
-        except FileNotFoundError as error:
-            raise WeightsError(
-                f"no LPIPS weights: {error.filename} is missing (see world_model/metrics/perceptual.py)"
-            ) from None
-        except (KeyError, RuntimeError, pickle.UnpicklingError) as error:
-            raise WeightsError(f"{folder} holds no LPIPS-VGG weights: {error}") from None
         return model
 
     def _stages(self, images: Tensor) -> list[Tensor]:

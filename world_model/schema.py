@@ -3,13 +3,17 @@
 class Options:
     lr: Annotated[float, "(0, inf)"]
     frames: Positive | None
+    name: Name
 
-options = build(Options, {"lr": 1e-4, "frames": None})
+options = build(Options, {"lr": 1e-4, "frames": None, "name": "x"})
+
+Those of a command and those that a model was saved with are checked alike.
 """
 
 import dataclasses
 import difflib
 import math
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -52,10 +56,25 @@ class Range:
         return f"{self.low:g}" if self.low == self.high else bound
 
 
+@dataclasses.dataclass(frozen=True)
+class Pattern:
+    """What a word may be made of."""
+
+    expression: str
+    meaning: str
+
+    def complaint(self, word: str) -> str | None:
+        return None if re.fullmatch(self.expression, word) else self.meaning
+
+
 Positive = Annotated[int, "[1, inf)"]
 Count = Annotated[int, "[0, inf)"]
 Fraction = Annotated[float, "[0, 1]"]
 Weight = Annotated[float, "[0, inf)"]
+# Of a folder or file that a command makes; a name leads nowhere else.
+Name = Annotated[str, Pattern(r"[\w-][\w.-]{0,99}", "only letters, digits, '_', '-' and '.', it names a folder")]
+Suffix = Annotated[str, Pattern(r"[\w.-]{0,99}", "only letters, digits, '_', '-' and '.', it names a folder")]
+Folder = Annotated[str, Pattern(r".+", "it must be a folder")]
 
 
 def build(cls: type[T], values: Mapping[str, Any], prefix: str = "", file: str = "configs/config.yaml") -> T:
@@ -91,8 +110,8 @@ def convert(kind: Any, value: Any, key: str, file: str = "") -> Any:
             raise UserError(f"{key}={value}: it must be one of {', '.join(names)}{close(str(value), names)}")
         return value
     if origin is tuple:
-        if not isinstance(value, Sequence) or isinstance(value, str):
-            raise UserError(f"{key}={value}: it must be a list, such as [32,64]")
+        if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+            raise UserError(f"{key}={value!s}: it must be a list, such as [32,64]")
         return tuple(convert(args[0], item, f"{key}[{index}]", file) for index, item in enumerate(value))
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         if not isinstance(value, Mapping):
@@ -101,7 +120,11 @@ def convert(kind: Any, value: Any, key: str, file: str = "") -> Any:
     return _plain(kind, value, key)
 
 
-def _in_range(value: Any, bound: str | Range, key: str) -> Any:
+def _in_range(value: Any, bound: str | Range | Pattern, key: str) -> Any:
+    if isinstance(bound, Pattern):
+        if complaint := bound.complaint(value):
+            raise UserError(f"{key}={value}: {complaint}")
+        return value
     interval = Range.parse(bound) if isinstance(bound, str) else bound
     if isinstance(value, tuple) and (complaint := interval.complaint(len(value))):
         raise UserError(f"{key}={list(value)} has the wrong length: it must be {complaint}")
