@@ -14,6 +14,8 @@ follows turned off this is the published algorithm at 64x64. Optional are
 - `ibrl`: imitation bootstrapped reinforcement learning (Hu et al. 2023, arXiv 2311.02198, algorithm 1): a frozen
   copy of the cloned policy proposes an action too, and the better of the two is taken (see `_better`);
 - `layer_norm` in the critic's MLPs;
+- `reward_scale`: the critic learns scaled returns. At Adam's fixed pace it takes thousands of updates to reach values
+  of some hundreds, and meanwhile its errors drown all else that shapes the encoder;
 - `actor_average`: evaluation acts with an exponential average of the weights of encoder and actor.
 
     agent = DrQv2(obs_shape=(9, 64, 64), action_dim=4, config=config, device="cpu", seed=1)
@@ -69,6 +71,7 @@ class DrQv2Config:
     anchor_schedule: str  # weight in `update` of staying near the frozen clone's action; "0" turns it off
     ibrl: bool  # take the better of the actor's and the frozen clone's action
     layer_norm: bool  # in the critic's MLPs
+    reward_scale: Annotated[float, "(0, inf)"]  # what the critic learns are returns times this
     # decay an update of the averaged weights that evaluation acts with; 0 turns it off
     actor_average: Annotated[float, "[0, 1)"]
     precision: str  # fp32 or bf16; whoever builds the agent decides what "auto" is
@@ -207,10 +210,11 @@ class DrQv2:
 
     @torch.no_grad()
     def value(self, obs: Tensor) -> Tensor:
-        """The smaller Q of the actor's mean action, float32 (B,), for obs uint8 (B, C, H, W)."""
+        """The smaller Q of the actor's mean action, in units of reward, float32 (B,), for obs uint8 (B, C, H, W)."""
         with self._autocast():
             features = self.encoder(obs.to(self.device))
-            return torch.min(*self.critic(features, self.actor(features))).squeeze(1).float()
+            value = torch.min(*self.critic(features, self.actor(features))).squeeze(1).float()
+        return value / self.config.reward_scale
 
     def clone(self) -> Iterator[dict[str, Tensor]]:
         """`bc_updates` steps of behaviour cloning of encoder and actor; the optimizers of `update` know nothing of it.
@@ -301,7 +305,7 @@ class DrQv2:
                 metrics["ibrl_clone_share"] = (action == cloned).all(1).float().mean()
             else:
                 value = torch.min(*self.critic_target(features, action))
-        return batch.reward + batch.discount * value, metrics
+        return self.config.reward_scale * batch.reward + batch.discount * value, metrics
 
     def _better(self, features: Tensor, action: Tensor, cloned: Tensor) -> tuple[Tensor, Tensor]:
         """IBRL: of two actions (B, A) the one of higher target Q at features (B, F), and that Q (B, 1)."""

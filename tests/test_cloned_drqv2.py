@@ -25,6 +25,16 @@ def test_layer_norm_stands_before_each_relu_of_the_critic_alone():
     assert learner.critic.Q1.hidden(huge).square().sum() <= 32 + 1e-3, "its size is bounded, whatever the input's"
 
 
+def test_scaled_returns_are_learned_and_values_given_in_units_of_reward():
+    plain, scaled = agent(), agent(reward_scale=0.5)
+    for step in range(3):
+        transitions = batch(step)
+        plain.update(transitions, step)
+        scaled.update(transitions._replace(reward=2 * transitions.reward), step)
+    assert all(torch.equal(value, scaled.weights()[name]) for name, value in plain.weights().items())
+    assert torch.equal(scaled.value(batch(9).obs), 2 * plain.value(batch(9).obs))
+
+
 def prefers(learner, sign):
     """Makes both target critics value an action by sign * its first number, at any observation."""
     for q in (learner.critic_target.Q1, learner.critic_target.Q2):

@@ -36,6 +36,7 @@ CONFIG = DrQv2Config(
     anchor_schedule="0",
     ibrl=False,
     layer_norm=False,
+    reward_scale=1.0,
     actor_average=0.0,
     precision="fp32",
 )

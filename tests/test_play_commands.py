@@ -105,11 +105,12 @@ def test_a_page_is_opened_and_closed(project_root: Path, tmp_path: Path):
     with subprocess.Popen(line, cwd=project_root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         address = process.stdout.readline().strip()
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", address)
+        assert process.stdout.readline() == "Ctrl-C ends it\n"
         with urllib.request.urlopen(address) as answer:
             assert answer.status == 200
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=120)
-    assert (process.returncode, out) == (0, "Ctrl-C ends it\n")
+    assert (process.returncode, out) == (0, "")
     assert "Traceback" not in err
 
 
@@ -123,14 +124,14 @@ def test_an_evaluation_is_verified(finished: Path, tmp_path: Path, typed: Comman
         (copy / name).symlink_to(finished / name)
     rows = (finished / "eval.csv").read_text().splitlines()
     frame, *rest = rows[-1].split(",")
-    (copy / "eval.csv").write_text("\n".join([rows[0], ",".join([frame, rest[0], "0.5", *rest[2:]])]))
+    (copy / "eval.csv").write_text("\n".join([rows[0], ",".join([frame, rest[0], "0.5", *rest[2:]]), ""]))
     code, _, line = typed(verify.main, f"run={copy}", "device=cpu")
     assert code == 2
     assert "not the same" in line
-    (copy / "eval.csv").write_text(rows[0])
+    (copy / "eval.csv").write_text(rows[0] + "\n")
     code, _, line = typed(verify.main, f"run={copy}", "device=cpu")
     assert code == 2
-    assert "has no evaluation at frame 160" in line
+    assert "holds no evaluation yet" in line
     assert typed(verify.main)[2].startswith("error: run=none: name the folder")
     published = "runs/published/hammer/drqv2/1"
     assert "has no checkpoints: it is no run folder" in typed(verify.main, f"run={published}")[2]

@@ -300,8 +300,8 @@ def test_mp4(tiny, tmp_path, monkeypatch):
         (["horizon=20"], DataError, "no episode .* has 2 .* frames .longest: 16"),
         (["context_length=3"], WeightsError, "trained with 2 context frames"),
         (["goal=true", "context_length=1"], UserError, "two context frames"),
-        (["perceptual_weights=nowhere"], WeightsError, "no LPIPS weights"),
-        (["i3d_weights=nowhere", "horizon=8"], WeightsError, "no I3D weights"),
+        (["perceptual_weights=nowhere"], WeightsError, "must hold LPIPS-VGG weights"),
+        (["i3d_weights=nowhere", "horizon=8"], WeightsError, "must be I3D as TorchScript"),
     ],
 )
 def test_bad_input_gets_one_line(tiny, more, error, said):

@@ -86,7 +86,7 @@ def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     chosen = {key: config[key] for key in CHOOSING if key in config}
     for key, value in chosen.items():
-        if not re.fullmatch(r"[\w./-]{1,99}", str(value)):  # anything else would have a meaning on a command line
+        if not re.fullmatch(r"[\w./:-]{1,99}", str(value)):  # anything else would have a meaning on a command line
             raise UserError(f"{key}={value}: there is no such {key}")
     return _laid_over(_defaults(*(f"{key}={value}" for key, value in chosen.items())), renamed(config))
 

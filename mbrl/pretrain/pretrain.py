@@ -128,6 +128,7 @@ class Pretraining:
             s.learner,
             batch_size=s.learner.batch_size // parts,
             tokenizer_batch_size=s.learner.tokenizer_batch_size // parts,
+            token_noise=0.0,  # needs two clips of the whole batch, not of a part
         )
         yield from needs_of_learner(part, size, "learner.")
         if s.start_from == "none" and not s.sharded:
