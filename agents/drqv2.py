@@ -2,8 +2,8 @@
 
 Yarats, Fergus, Lazaric, Pinto: "Mastering Visual Continuous Control: Improved Data-Augmented Reinforcement
 Learning" (2021), arXiv 2107.09645. DDPG with n-step returns, clipped double Q-learning, exploration noise on
-a schedule, and one encoder that only the critic trains. With `encoder="drqv2"`, `precision="fp32"` and all that
-follows turned off this is the published algorithm at 64x64. Optional are
+a schedule, and one encoder that only the critic trains. With `encoder="drqv2"`, `precision="fp32"`,
+`random_shift=4` and all that follows turned off this is the published algorithm at 64x64. Optional are
 
 - `encoder="quarter"` and `"strided"`: cheaper encoders for machines without a GPU;
 - `precision="bf16"`: matrix products in bfloat16; losses, targets and the last layers stay in float32;
@@ -45,7 +45,6 @@ from agents.saving import flat_weights, load_flat_weights
 from agents.schedules import parse_schedule, value_range
 from agents.seeding import substreams
 
-SHIFT = 4  # pixels of random shift in each direction
 PRECISIONS = ("auto", "fp32", "bf16")
 
 
@@ -70,6 +69,7 @@ class DrQv2Config:
     bc_batch_size: Annotated[int, "[1, inf)"]  # demonstrated transitions of one such loss
     anchor_schedule: str  # weight in `update` of staying near the frozen clone's action; "0" turns it off
     ibrl: bool  # take the better of the actor's and the frozen clone's action
+    random_shift: Annotated[int, "[0, 32]"]  # pixels in each direction, of every image that is learned from
     layer_norm: bool  # in the critic's MLPs
     reward_scale: Annotated[float, "(0, inf)"]  # what the critic learns are returns times this
     # decay an update of the averaged weights that evaluation acts with; 0 turns it off
@@ -344,8 +344,9 @@ class DrQv2:
         return action + (inside - action.detach())
 
     def _augment(self, obs: Tensor) -> Tensor:
-        shifts = torch.randint(0, 2 * SHIFT + 1, (len(obs), 2), generator=self._generator, device=obs.device)
-        return random_shift(obs, shifts, SHIFT)
+        pad = self.config.random_shift
+        shifts = torch.randint(0, 2 * pad + 1, (len(obs), 2), generator=self._generator, device=obs.device)
+        return random_shift(obs, shifts, pad)
 
     def _autocast(self) -> torch.autocast:
         # No cache: it would hand weights that were cast without gradients, or before a step, to a later pass.

@@ -21,7 +21,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from agents import DrQv2, TransitionBatch
-from agents.drqv2 import SHIFT
 from benchmarks.options import Batches, Options
 from mbrl.experiment.settings import Settings
 from world_model import IVideoGPT
@@ -114,7 +113,7 @@ def _write_agent(folder: Path, settings: Settings, generator: torch.Generator) -
     agent = DrQv2(shape, ACTION_DIM, s.drqv2, "cpu", seed=0)
     data = {f"agent.{name}": value for name, value in agent.weights().items()}
     data |= {f"batch.{name}": value for name, value in batch._asdict().items()}
-    data["shifts"] = torch.randint(0, 2 * SHIFT + 1, (2, count, 2), generator=generator)
+    data["shifts"] = torch.randint(0, 2 * s.drqv2.random_shift + 1, (2, count, 2), generator=generator)
     save_file(data, folder / "agent.safetensors")
 
 

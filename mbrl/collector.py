@@ -88,6 +88,19 @@ def succeeded(episode: Episode) -> bool:
     return episode.successes is not None and bool(episode.successes.any())
 
 
+def begin_of(episode: Episode, decisions: int) -> Episode:
+    """Its first so many decisions, or all of it if it has no more."""
+    if decisions >= len(episode.actions):
+        return episode
+    return episode._replace(
+        frames=episode.frames[: episode.prefix + decisions + 1],
+        actions=episode.actions[:decisions],
+        rewards=episode.rewards[:decisions],
+        successes=None if episode.successes is None else episode.successes[:decisions],
+        terminated=False,
+    )
+
+
 def collect_demonstrations(task: str, episodes: int, seed: int, **make_keywords: Any) -> list[Episode]:
     """Let the scripted expert of a task play until `episodes` episodes with a success are there.
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from agents import Agent, BehaviourCloner, Noisy, StreamBatch, TransitionBatch, Uniform, parse_schedule
 from mbrl.build import environment_keywords, make_agent, make_buffer, make_env
-from mbrl.collector import Collector, collect_demonstrations, succeeded
+from mbrl.collector import Collector, begin_of, collect_demonstrations, succeeded
 from mbrl.evaluate import Evaluation, play
 from mbrl.experiment import demonstrations
 from mbrl.experiment.run import Run, stream_seed
@@ -95,15 +95,15 @@ class Session:
             kept = self.replay.capacity if s.imitate_successes else 0
             self.demonstrations = self.make_buffer("demonstrations", count * length + kept, length)
             for episode in self.collector.stored_episodes(0, count):
-                self.demonstrations.add(episode)
+                self.demonstrate(episode)
             if not len(self.demonstrations):
                 raise UserError(
                     f"none of the {count} demonstrations in {self.run.folder / 'replay'} can be read: "
                     "remove the run folder to start over"
                 )
             played = self.collector.stored - count if s.imitate_successes else 0
-            for episode in self.collector.stored_episodes(count, count + played):
-                self.imitate(episode)
+            for episode in filter(succeeded, self.collector.stored_episodes(count, count + played)):
+                self.demonstrate(episode)
             if self.run.checkpoint is not None:
                 with self.run.checkpoint.restoring():
                     self.demonstrations.load_state_dict(self.run.checkpoint.load("demonstrations.json"))
@@ -137,13 +137,17 @@ class Session:
         """One decision in the real environment."""
         with self.run.timed("act_s"):
             episode = self.collector.act(agent)
-        if episode is not None:
-            self.imitate(episode)
+        if self.settings.imitate_successes and episode is not None and succeeded(episode):
+            self.demonstrate(episode)
 
-    def imitate(self, episode: Episode) -> None:
-        """With `imitate_successes` an episode that succeeded becomes a demonstration."""
-        if self.settings.imitate_successes and self.demonstrations is not None and succeeded(episode):
-            self.demonstrations.add(episode)
+    def demonstrate(self, episode: Episode) -> None:
+        """Imitate an episode up to `demonstration_tail` decisions after its first success."""
+        if self.demonstrations is None:
+            return
+        tail = self.settings.demonstration_tail
+        if tail is not None and episode.successes is not None and succeeded(episode):
+            episode = begin_of(episode, int(episode.successes.argmax()) + 1 + tail)
+        self.demonstrations.add(episode)
 
     def updates_due(self, updates_per_decision: float) -> int:
         """Agent updates that belong to this decision, for rates such as 0.5 as well."""

@@ -35,6 +35,16 @@ def test_scaled_returns_are_learned_and_values_given_in_units_of_reward():
     assert torch.equal(scaled.value(batch(9).obs), 2 * plain.value(batch(9).obs))
 
 
+def test_images_are_shifted_as_far_as_is_said():
+    obs = batch(0, 50).obs
+    assert torch.equal(agent(random_shift=0)._augment(obs), obs)
+    shifted = agent(random_shift=1)._augment(obs)
+    windows = [obs[..., 1 + i : 29 + i, 1 + j : 29 + j] for i in (-1, 0, 1) for j in (-1, 0, 1)]
+    same = torch.stack([(shifted[..., 1:29, 1:29] == window).flatten(1).all(1) for window in windows])
+    assert (same.sum(0) == 1).all()
+    assert same.any(1).all(), "each of the nine is drawn"
+
+
 def prefers(learner, sign):
     """Makes both target critics value an action by sign * its first number, at any observation."""
     for q in (learner.critic_target.Q1, learner.critic_target.Q2):

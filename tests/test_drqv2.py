@@ -35,6 +35,7 @@ CONFIG = DrQv2Config(
     bc_batch_size=4,
     anchor_schedule="0",
     ibrl=False,
+    random_shift=4,
     layer_norm=False,
     reward_scale=1.0,
     actor_average=0.0,

@@ -181,6 +181,37 @@ def test_successes_become_demonstrations_also_behind_a_checkpoint(
     assert held == {(i + 1, n) for i, n in enumerate(successes) if i > 0}
 
 
+@pytest.mark.parametrize(("tail", "kept"), [(None, [10, 10]), (2, [6, 10]), (50, [10, 10])])
+def test_demonstrations_end_after_their_success(
+    run_root: Path, monkeypatch: pytest.MonkeyPatch, tail: int | None, kept: list[int]
+) -> None:
+    successes = [np.arange(10) == 3, np.zeros(10)]  # the second never succeeds, as one that a person drove may not
+    shown = [
+        Episode(
+            np.random.default_rng(i).integers(0, 256, (11, 3, 32, 32), dtype=np.uint8),
+            np.full((10, 2), i, np.float32),
+            np.ones(10, np.float32),
+            successes=success.astype(np.float32),
+        )
+        for i, success in enumerate(successes)
+    ]
+    monkeypatch.setattr(Session, "_demonstrate", lambda _: shown)
+    monkeypatch.setattr(ReplayBuffer, "add", lambda self, episode: added.append(episode))
+    added: list[Episode] = []
+    with Run.open(load(tiny(run_root, "agent=drqv2", f"demonstration_tail={tail or 'null'}"))) as run:
+        session = Online(run).session
+        monkeypatch.setattr(ReplayBuffer, "__len__", lambda _: 1)
+        session.begin()
+        session.close()
+    in_replay, imitated = added[:2], added[2:]
+    assert [len(episode.actions) for episode in in_replay] == [10, 10], "the replay has all of them"
+    assert [len(episode.actions) for episode in imitated] == kept
+    for episode, whole in zip(imitated, shown, strict=True):
+        decisions = len(episode.actions)
+        assert np.array_equal(episode.frames, whole.frames[: decisions + 1])
+        assert len(episode.rewards) == len(episode.successes) == decisions
+
+
 def test_evaluating_often_changes_nothing_of_it(demonstrated: Path, run_root: Path) -> None:
     often = train(run_root, "agent=drqv2", *DEMONSTRATED, "eval_every_frames=20")
     assert different(demonstrated, often) == []

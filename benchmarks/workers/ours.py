@@ -12,7 +12,6 @@ from torch import Tensor
 
 import envs
 from agents import DreamerV3, DrQv2, StreamBatch, TransitionBatch
-from agents.drqv2 import SHIFT
 from agents.networks import random_shift
 from benchmarks.workers.lines import use_cores
 from benchmarks.workers.pipe import serve
@@ -141,9 +140,9 @@ class AgentUpdate:
 
     def outputs(self) -> dict[str, Tensor]:
         """One update with given shifts and without exploration."""
-        agent, shifts = self.agent, iter(self.shifts)
+        agent, shifts, pad = self.agent, iter(self.shifts), self.agent.config.random_shift
         agent._stddev, stddev = (lambda decision: 0.0), agent._stddev
-        agent._augment = lambda obs: random_shift(obs, next(shifts).to(obs.device), SHIFT)  # type: ignore[method-assign]
+        agent._augment = lambda obs: random_shift(obs, next(shifts).to(obs.device), pad)  # type: ignore[method-assign]
         metrics = agent.update(self.batch, decision=0)
         del agent._augment
         agent._stddev = stddev

@@ -32,6 +32,7 @@ TRANSITIONS = {
     "batch_size",
     "agent_updates_per_decision",
     "demonstration_share",
+    "demonstration_tail",
     "imitate_successes",
 }
 PLANNING = {"planner", "planning", "exploration_stddev"}

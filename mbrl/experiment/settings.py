@@ -106,6 +106,7 @@ class Settings:
     image_key: str | None
     success_bonus: Weight
     demonstrations: Count | str  # successful scripted episodes put into the replay first; or a folder of driven ones
+    demonstration_tail: Count | None  # decisions of a demonstration imitated after its first success; None is all
     imitate_successes: bool  # episodes that the agent itself has played with success become demonstrations
     demonstration_share: str  # of an agent batch drawn from the demonstrations alone; a schedule in decisions
     seed_policy: Literal["auto", "random", "bc"]  # who acts during num_seed_frames; bc is the cloned policy with noise
