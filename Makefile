@@ -25,8 +25,9 @@ KNOWS_watch := TASK RUN MODEL HOST PORT ARGS
 KNOWS_verify := RUN ARGS
 KNOWS_doctor := ARGS
 KNOWS_tasks := ARGS
+KNOWS_docs := ARGS
 KNOWS_test := ARGS
-TARGETS := help setup train resume eval sweep compare data pretrain predict study plan export bench play watch verify doctor tasks test check lint
+TARGETS := help setup train resume eval sweep compare data pretrain predict study plan export bench play watch verify doctor tasks docs test check lint
 
 # --- what was typed, before anything is done ----------------------------------------------------------------------
 # A word that no target knows must stop make: `make train task=hammer` would train another task for hours.
@@ -95,6 +96,7 @@ help:
 	@echo "make watch     the same page, and the policy of RUN drives: robot, its dream, their difference, success counted"
 	@echo "make verify    play the last evaluation of RUN again: it must give the same success rate"
 	@echo "make tasks     list every task by suite, and what the protocols give it"
+	@echo "make docs      build docs/ as a site in build/site, to read without a network"
 	@echo "make doctor    show versions, device, renderer speed, and which optional weights were found"
 	@echo "make test      run the tests            (ARGS=\"tests/test_envs.py -k toy\" for some of them)"
 	@echo "make check     lint and the quick tests, in about a minute"
@@ -169,6 +171,12 @@ doctor: setup
 
 tasks: setup
 	$(PY) -m mbrl.tasks $(words)
+
+.PHONY: docs
+docs: setup
+	$(PY) docs/generate.py $(words)
+	$(PY) -m mkdocs build --strict --quiet
+	@echo build/site/index.html
 
 .PHONY: test check lint
 # Files are dealt out to as many processes as there are cores; their fixtures are made once in each.
