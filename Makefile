@@ -23,11 +23,12 @@ KNOWS_bench := TASK AGENT SEED PRESET PEER PEER_PYTHON ARGS
 KNOWS_play := TASK RUN MODEL HOST PORT ARGS
 KNOWS_watch := TASK RUN MODEL HOST PORT ARGS
 KNOWS_verify := RUN ARGS
+KNOWS_publish := RUN ARGS
 KNOWS_doctor := ARGS
 KNOWS_tasks := ARGS
 KNOWS_docs := ARGS
 KNOWS_test := ARGS
-TARGETS := help setup train resume eval sweep compare data pretrain predict study plan export bench play watch verify doctor tasks docs test check lint
+TARGETS := help setup train resume eval sweep compare data pretrain predict study plan export bench play watch verify publish doctor tasks docs test check lint
 
 # --- what was typed, before anything is done ----------------------------------------------------------------------
 # A word that no target knows must stop make: `make train task=hammer` would train another task for hours.
@@ -95,6 +96,7 @@ help:
 	@echo "make play      drive a dream of TASK with the simulator beside it, on a page of this machine (docs/play.md)"
 	@echo "make watch     the same page, and the policy of RUN drives: robot, its dream, their difference, success counted"
 	@echo "make verify    play the last evaluation of RUN again: it must give the same success rate"
+	@echo "make publish   keep of RUN what others need of it, in runs/published (keys: configs/publish.yaml)"
 	@echo "make tasks     list every task by suite, and what the protocols give it"
 	@echo "make docs      build docs/ as a site in build/site, to read without a network"
 	@echo "make doctor    show versions, device, renderer speed, and which optional weights were found"
@@ -108,7 +110,7 @@ help:
 	@echo "SEED=1               of everything random in the run"
 	@echo "PRESET=auto          smoke (minutes), small (a laptop), paper (a GPU), auto (small or paper by device)"
 	@echo "PEER=DIR             a checkout of thuml/iVideoGPT; PEER_PYTHON: the python of an environment that runs it"
-	@echo "RUN=runs/hammer/mbpo/1   the folder of a run, of play, watch, verify and export"
+	@echo "RUN=runs/hammer/mbpo/1   the folder of a run, of play, watch, verify, export and publish"
 	@echo "MODEL=DIR HOST=127.0.0.1 PORT=8765    of play and watch    (more keys: configs/play.yaml)"
 	@echo "SEEDS=1-5 JOBS=2 LAUNCHER=local|slurm                    of a sweep    (more keys: configs/sweep.yaml)"
 	@echo "TASKS=hammer,door-lock RUNS=runs/hammer,x.csv NAME=x     of a comparison (more: configs/compare.yaml)"
@@ -165,6 +167,9 @@ verify: setup
 
 export: setup
 	$(PY) -m mbrl.export $(call given,run,$(RUN)) $(words)
+
+publish: setup
+	$(PY) -m mbrl.publish $(call given,run,$(RUN)) $(words)
 
 doctor: setup
 	$(PY) -m mbrl.doctor $(words)

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from agents.api import Agent, BehaviourCloner, InvalidConfig, StateMismatch, StreamBatch, TransitionBatch
 from agents.dreamerv3 import DreamerV3, DreamerV3Config
-from agents.drqv2 import DrQv2, DrQv2Config
+from agents.drqv2 import TARGET_CRITIC, DrQv2, DrQv2Config
 from agents.noisy import Noisy
 from agents.planner import Plan, Planner, PlannerConfig
 from agents.schedules import parse_schedule, value_range
@@ -27,6 +27,7 @@ AGENTS = {
 
 __all__ = [
     "AGENTS",
+    "TARGET_CRITIC",
     "Agent",
     "BehaviourCloner",
     "DreamerV3",

@@ -46,6 +46,7 @@ from agents.schedules import parse_schedule, value_range
 from agents.seeding import substreams
 
 PRECISIONS = ("auto", "fp32", "bf16")
+TARGET_CRITIC = "critic_target"  # its name among the weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -357,7 +358,7 @@ class DrQv2:
             "encoder": self.encoder,
             "actor": self.actor,
             "critic": self.critic,
-            "critic_target": self.critic_target,
+            TARGET_CRITIC: self.critic_target,
             "cloned": self.cloned,
             "average": self.average,
         }
@@ -370,10 +371,14 @@ class DrQv2:
     def load_weights(self, weights: dict[str, Tensor]) -> None:
         """Takes over what `weights()` returned, and nothing else (no optimizer, no random state).
 
+        Without the target critic's, as of a published run, that is the critic.
+
         Raises:
             StateMismatch: the weights belong to an agent of other sizes.
         """
-        load_flat_weights(self._networks(), weights)
+        critic = (name for name in weights if name.startswith("critic."))
+        target = {f"{TARGET_CRITIC}.{name.partition('.')[2]}": weights[name] for name in critic}
+        load_flat_weights(self._networks(), target | weights)
 
     def state(self) -> dict[str, Any]:
         """Optimizers and random state, for `torch.save` and a load with `weights_only=True`.

@@ -148,7 +148,7 @@ class SimulatorWorld:
     def load_state(self, state: dict[str, Any]) -> None:
         """Moments are made again when asked for."""
 
-    def save_pretrained(self, folder: Any) -> None:
+    def save_pretrained(self, folder: Any, dtype: torch.dtype = torch.float32) -> None:
         """There is nothing to leave."""
 
     def close(self) -> None:

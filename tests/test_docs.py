@@ -23,6 +23,7 @@ from mbrl.plan.plan import PlanSettings
 from mbrl.play.play import PlayOptions, parts_of
 from mbrl.predict.predict import PredictSettings
 from mbrl.pretrain.pretrain import PretrainSettings
+from mbrl.publish import PublishOptions
 from mbrl.study.study import Study, StudySettings
 from mbrl.sweep import runs
 from mbrl.verify import VerifyOptions
@@ -40,6 +41,7 @@ PLAIN = {
     "pretrain": PretrainSettings,
     "study": StudySettings,
     "sweep": runs.SweepSettings,
+    "publish": PublishOptions,
     "verify": VerifyOptions,
 }
 PRESETS = ("smoke", "small", "paper")

@@ -1,6 +1,8 @@
 """Demonstrations from a folder; which run is played; films; evaluations that are verified."""
 
+import platform
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,13 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from playing import make_conduct, say, settings_of
 from tiny import Command, checkpoints, tiny
 
-from mbrl import train, verify
+from mbrl import publish, train, verify
 from mbrl.experiment import demonstrations
 from mbrl.experiment.episodes import EpisodeStore
 from mbrl.experiment.settings import UserError
+from mbrl.interop import load
 from mbrl.play import play
 
 # -- demonstrations ----------------------------------------------------------------------------------------------------
@@ -135,3 +139,31 @@ def test_an_evaluation_is_verified(finished: Path, tmp_path: Path, typed: Comman
     assert typed(verify.main)[2].startswith("error: run=none: name the folder")
     published = "runs/published/hammer/drqv2/1"
     assert "has no checkpoints: it is no run folder" in typed(verify.main, f"run={published}")[2]
+
+
+def test_a_published_run_is_watched_and_verified_and_names_no_machine(
+    finished: Path, tmp_path: Path, typed: Command, monkeypatch: pytest.MonkeyPatch
+):
+    words = (f"run={finished}", f"out={tmp_path}")
+    code, out, line = typed(publish.main, *words)
+    assert (code, line) == (0, "")
+    kept = tmp_path.joinpath(*finished.parts[-3:])
+    files = {str(path.relative_to(kept)) for path in kept.rglob("*") if path.is_file()}
+    assert {"config.yaml", "eval.csv", "git.json", "checkpoints/000000160/agent.safetensors"} <= files
+    assert not any("replay" in name or "critic" in name or "metrics" in name for name in files)
+    for name in ("config.yaml", "git.json"):
+        assert str(finished.parents[2]) not in (kept / name).read_text()
+        assert platform.platform() not in (kept / name).read_text()
+    agent = load(kept).agent.weights()
+    for name, value in load(finished).agent.weights().items():
+        source = name.replace("critic_target.", "critic.") if name.startswith("critic_target.") else name
+        assert torch.equal(agent[name], value if source == name else load(finished).agent.weights()[source])
+    whole, rounded = load(finished).world_model.state_dict(), load(kept).world_model.state_dict()
+    assert all(torch.equal(rounded[name], w.bfloat16().float()) for name, w in whole.items() if w.is_floating_point())
+    assert typed(verify.main, f"run={kept}", "device=cpu")[1].startswith(f"the same: {kept} at frame 160")
+    assert "is there already" in typed(publish.main, *words)[2]
+    shutil.rmtree(kept)
+    assert typed(publish.main, *words, "weights=false")[0] == 0
+    assert {path.name for path in kept.iterdir()} == {"config.yaml", "eval.csv", "git.json"}
+    assert typed(publish.main)[2].startswith("error: run=none: name the folder")
+    assert "has no eval.csv" in typed(publish.main, f"run={tmp_path}")[2]

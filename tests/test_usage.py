@@ -10,7 +10,7 @@ from tiny import Command, Shell
 import envs
 from benchmarks import bench
 from mbrl import __main__ as listing
-from mbrl import doctor, evaluate, resume, tasks, train, verify
+from mbrl import doctor, evaluate, publish, resume, tasks, train, verify
 from mbrl.compare import compare
 from mbrl.data import data
 from mbrl.experiment.settings import CONFIG_DIR, flatten, load, to_dict
@@ -34,6 +34,7 @@ MODULES = (
     play,
     predict,
     pretrain,
+    publish,
     resume,
     study,
     sweep,

@@ -246,8 +246,8 @@ class WorldModel(Protocol):
 
     def load_state(self, state: dict[str, Any]) -> None: ...
 
-    def save_pretrained(self, folder: Any) -> None:
-        """Leave the model in `folder` for other runs to begin from, if it has anything to leave."""
+    def save_pretrained(self, folder: Any, dtype: torch.dtype = torch.float32) -> None:
+        """Leave the model in `folder`, its weights as `dtype`, for other runs to begin from, if it has any to leave."""
         ...
 
     def close(self) -> None:

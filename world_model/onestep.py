@@ -125,14 +125,16 @@ class OneStep(nn.Module):
         """Height and width of a frame, pixels; of a model that has seen one or was loaded."""
         return 8 * math.isqrt(self.read.weight.shape[1] // (4 * self.config.width))
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json and model.safetensors."""
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
+        """Write config.json and model.safetensors, the weights as `dtype`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         config = {field.name: getattr(self.config, field.name) for field in fields(OneStepLearning)}
         about = {"kind": KIND} | config | {"action_dim": self.action_dim, "heads": list(self.heads)}
         (folder / "config.json").write_text(json.dumps(about, indent=1))
-        (folder / "model.safetensors").write_bytes(safetensors.torch.save(self.state_dict()))
+        (folder / "model.safetensors").write_bytes(
+            safetensors.torch.save({name: weight.to(dtype) for name, weight in self.state_dict().items()})
+        )
 
     def load_pretrained(self, folder: str | Path) -> None:
         """Take over the weights in `folder`, but for the action's where actions have another size.
@@ -284,8 +286,8 @@ class OneStepWorld:
     def load_state(self, state: dict[str, Any]) -> None:
         self._optimizer.load_state_dict(state["optimizer"])
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        self.model.save_pretrained(folder)
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
+        self.model.save_pretrained(folder, dtype)
 
     def close(self) -> None:
         """It holds nothing."""

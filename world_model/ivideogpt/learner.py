@@ -359,9 +359,9 @@ class WorldModelLearner:
     def load_weights(self, weights: dict[str, Tensor]) -> None:
         self.model.load_state_dict(weights)
 
-    def save_pretrained(self, folder: str | Path) -> None:
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
         """The model in the official layout, for `IVideoGPT.from_pretrained`."""
-        self.model.save_pretrained(folder)
+        self.model.save_pretrained(folder, dtype)
 
     def close(self) -> None:
         """It holds nothing."""

@@ -1,0 +1,96 @@
+"""Keep of a run what others need of it: `make publish RUN=runs/coffee-push/mbpo/1`.
+
+    config.yaml, eval.csv, git.json          what a report reads and what the run is made again from
+    checkpoints/<frame>/agent.safetensors    its policy, for `make watch` and `make verify`
+    world_model/                             what it dreams in, a number in two bytes
+
+Nothing of it names the machine or its folders. Of a DrQ-v2 agent the target critic stays behind: it is for learning.
+"""
+
+import dataclasses
+import json
+import platform
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from agents import TARGET_CRITIC
+from mbrl.build import make_env
+from mbrl.experiment import checkpoints
+from mbrl.experiment.command import command
+from mbrl.experiment.logger import EVAL
+from mbrl.experiment.run import CHECKPOINTS, PROVENANCE
+from mbrl.experiment.settings import Folder, UserError, load_plain
+from mbrl.experiment.stored_config import read_config, write_config, write_text
+from mbrl.trained import AGENT, LEFT, open_run, world_of
+from world_model.files import read_json, reading
+
+# What a machine has its own values of.
+OF_A_MACHINE = {"run_root": "runs", "wandb": False}
+
+
+@dataclasses.dataclass(frozen=True)
+class PublishOptions:
+    run: Folder
+    out: Folder
+    weights: bool
+
+
+def main(overrides: list[str]) -> None:
+    options = load_plain(PublishOptions, "publish", overrides)
+    if options.run == "none":
+        raise UserError("run=none: name the folder of a run, such as run=runs/coffee-push/mbpo/1")
+    folder, out = Path(options.run), Path(options.out)
+    if not (folder / EVAL).is_file():
+        raise UserError(f"run={folder}: it has no {EVAL}; a run's folder is runs/<task>/<agent>/<seed>")
+    if len(folder.resolve().parts) < 4:
+        raise UserError(f"run={folder}: a run's folder is runs/<task>/<agent>/<seed>")
+    to = out.joinpath(*folder.resolve().parts[-3:])
+    if to.exists():
+        raise UserError(f"{to} is there already: remove it to publish this run again")
+    partial = to.with_name(f".{to.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    figures(folder, partial)
+    if options.weights:
+        weights(folder, partial)
+    partial.rename(to)
+    size = sum(path.stat().st_size for path in to.rglob("*") if path.is_file())
+    print(f"{to}: {size / 1e6:.1f} MB" + (f"; make verify RUN={to} plays it" if options.weights else ""))
+
+
+def figures(folder: Path, to: Path) -> None:
+    """The config, the evaluations and the provenance of a run, without the names of folders and of the machine."""
+    config = read_config(folder / "config.yaml")
+    write_config(to, config | {key: value for key, value in OF_A_MACHINE.items() if key in config})
+    shutil.copyfile(folder / EVAL, to / EVAL)
+    with reading(folder / PROVENANCE):
+        record = read_json(folder / PROVENANCE)
+        record["starts"] = [_anonymous(start) for start in record["starts"]]
+    write_text(to / PROVENANCE, json.dumps(record, indent=1) + "\n")
+
+
+def _anonymous(start: dict[str, Any]) -> dict[str, Any]:
+    machine = start["machine"] | {"system": f"{platform.system()}-{platform.machine()}"}
+    words = [word for word in start["command"] if word.split("=")[0] not in OF_A_MACHINE]
+    return start | {"machine": machine, "command": words}
+
+
+def weights(folder: Path, to: Path) -> None:
+    """The agent of the newest checkpoint and the world model. Raises UserError: the run has no weights."""
+    trained = open_run(str(folder))
+    saved = trained.policy.checkpoint
+    agent = {name: value for name, value in saved.load(AGENT).items() if name.split(".")[0] != TARGET_CRITIC}
+    checkpoints.save(to / CHECKPOINTS, saved.frame, {AGENT: agent})
+    if trained.settings.agent != "mbpo":
+        return
+    env = make_env(trained.settings)
+    world, _ = world_of(trained.settings, env, torch.device("cpu"), "none", trained)
+    world.save_pretrained(to / LEFT, torch.bfloat16)
+    env.close()
+
+
+if __name__ == "__main__":
+    command(main)
