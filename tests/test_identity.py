@@ -89,7 +89,7 @@ def test_a_new_seed_stands_beside_a_published_run(folder: Path, tmp_path: Path) 
     new = with_defaults(config) | {"seed": 9, "num_train_frames": 40_000}
     (second / "config.yaml").write_text(yaml.safe_dump(new))
     assert [len(cell.curves) for cell in compared(tmp_path)[0].cells.values()] == [2]
-    edit(first, nstep=None, drqv2__critic_target_tau=None, world_model__learner__reward_weight=None)
+    edit(first, drqv2__feature_dim=None, drqv2__stddev_clip=None, world_model__learner__reward_weight=None)
     edit(second, dreamerv3__agc=0.1)  # of another agent
     assert [len(cell.curves) for cell in compared(tmp_path)[0].cells.values()] == [2]
     edit(second, drqv2__critic_target_tau=0.5)
