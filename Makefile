@@ -11,7 +11,7 @@ INSTALLATION := PYTHON TORCH_INDEX
 KNOWS_train := TASK AGENT SEED PRESET ARGS
 KNOWS_resume := TASK AGENT SEED ARGS
 KNOWS_eval := TASK AGENT SEED ARGS
-KNOWS_sweep := TASK AGENT SEED SEEDS JOBS LAUNCHER PRESET ARGS
+KNOWS_sweep := TASK AGENT SEED SEEDS JOBS LAUNCHER SEARCH TRIALS PRESET ARGS
 KNOWS_compare := TASKS RUNS NAME ARGS
 KNOWS_data := SOURCE ARGS
 KNOWS_pretrain := DATA STAGE ARGS
@@ -70,7 +70,7 @@ words = $(if $(strip $(ARGS)),$(or $(split),$(error ARGS=$(ARGS): a quote in it 
 CHOSEN = $(call given,task,$(TASK)) $(call given,agent,$(AGENT)) $(call given,seed,$(SEED))
 # The official code to measure beside.
 BESIDE = $(call given,peer,$(PEER)) $(call given,peer_python,$(PEER_PYTHON))
-SWEEP = $(call given,seed,$(SEEDS)) $(call given,jobs,$(JOBS)) $(call given,launcher,$(LAUNCHER))
+SWEEP = $(call given,seed,$(SEEDS)) $(call given,jobs,$(JOBS)) $(call given,launcher,$(LAUNCHER)) $(call given,search,$(SEARCH)) $(call given,trials,$(TRIALS))
 PLAYED = $(call given,task,$(TASK)) $(call given,run,$(RUN)) $(call given,model,$(MODEL)) $(call given,host,$(HOST)) $(call given,port,$(PORT))
 COMPARISON = $(if $(TASKS),$(call given,task_names,[$(TASKS)])) $(if $(RUNS),$(call given,runs,[$(RUNS)])) $(call given,name,$(NAME))
 
@@ -113,6 +113,7 @@ help:
 	@echo "RUN=runs/hammer/mbpo/1   the folder of a run, of play, watch, verify, export and publish"
 	@echo "MODEL=DIR HOST=127.0.0.1 PORT=8765    of play and watch    (more keys: configs/play.yaml)"
 	@echo "SEEDS=1-5 JOBS=2 LAUNCHER=local|slurm                    of a sweep    (more keys: configs/sweep.yaml)"
+	@echo "SEARCH=\"drqv2.lr=log(1e-5,1e-3)\" TRIALS=20               of a sweep that looks for good values (docs/tutorial.md)"
 	@echo "TASKS=hammer,door-lock RUNS=runs/hammer,x.csv NAME=x     of a comparison (more: configs/compare.yaml)"
 	@echo "ARGS=\"key=value ...\" any key of configs/config.yaml; quote what the shell would read:"
 	@echo "                     ARGS=\"num_train_frames=2000 'drqv2.stddev_schedule=\\\"linear(1.0,0.1,1000)\\\"'\""
@@ -122,7 +123,7 @@ help:
 	@echo "                     install page lists them); without it the build that pip finds by default."
 	@echo "                     Another build later: remove $(VENV) first."
 
-.PHONY: train resume eval sweep compare data pretrain predict study plan export bench play watch verify doctor tasks
+.PHONY: train resume eval sweep compare data pretrain predict study plan export bench play watch verify publish doctor tasks
 train: setup
 	$(PY) -m mbrl.train $(CHOSEN) $(call given,preset,$(PRESET)) $(words)
 

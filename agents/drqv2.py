@@ -369,16 +369,12 @@ class DrQv2:
         return flat_weights(self._networks())
 
     def load_weights(self, weights: dict[str, Tensor]) -> None:
-        """Takes over what `weights()` returned, and nothing else (no optimizer, no random state).
+        """Takes over what `weights()` returned; without a target critic, as of a published run, the critic is it.
 
-        Without the target critic's, as of a published run, that is the critic.
-
-        Raises:
-            StateMismatch: the weights belong to an agent of other sizes.
+        Raises StateMismatch: the weights belong to an agent of other sizes.
         """
-        critic = (name for name in weights if name.startswith("critic."))
-        target = {f"{TARGET_CRITIC}.{name.partition('.')[2]}": weights[name] for name in critic}
-        load_flat_weights(self._networks(), target | weights)
+        critic = {name.removeprefix("critic"): w for name, w in weights.items() if name.startswith("critic.")}
+        load_flat_weights(self._networks(), {TARGET_CRITIC + name: w for name, w in critic.items()} | weights)
 
     def state(self) -> dict[str, Any]:
         """Optimizers and random state, for `torch.save` and a load with `weights_only=True`.

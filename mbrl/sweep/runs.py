@@ -11,10 +11,11 @@ from typing import Annotated, Literal, Protocol
 
 from mbrl.experiment.logger import METRICS
 from mbrl.experiment.run import LOG, run_folder
-from mbrl.experiment.settings import Range, Seed, Settings, UserError, convert, load, load_plain
+from mbrl.experiment.settings import Name, Range, Seed, Settings, UserError, convert, load, load_plain
 from world_model.files import regular
 
 MOST_RUNS = 10_000  # of a sweep
+SEARCH = "search"
 TAIL = 2**14  # bytes at the end of a log that are looked at
 
 
@@ -27,6 +28,11 @@ class SweepSettings:
     cpus: Annotated[int, Range(1, 1024)]
     gpus: Annotated[int, Range(0, 1)]
     memory_gb: Annotated[float, Range(1.0, 1e6)]
+    search: str  # "" or what `mbrl/sweep/search.py` parses
+    search_name: Name
+    trials: Annotated[int, Range(1, 10_000)]
+    objective: Literal["success_rate", "episode_return"]
+    pruning: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +93,10 @@ Start = Callable[[PlannedRun, int], Handle]  # the number is the place, of `jobs
 def plan(overrides: Sequence[str]) -> tuple[SweepSettings, list[PlannedRun]]:
     """The runs that the overrides mean, seed by seed. Raises UserError if one of them could not be started."""
     own = {field.name for field in dataclasses.fields(SweepSettings)}
-    sweep = load_plain(SweepSettings, "sweep", [override for override in overrides if _key(override) in own])
+    # What is searched has commas and brackets that mean something else to Hydra.
+    searched = "".join(word.partition("=")[2] for word in overrides if _key(word) == SEARCH)
+    mine = [word for word in overrides if _key(word) in own - {SEARCH}]
+    sweep = dataclasses.replace(load_plain(SweepSettings, "sweep", mine), search=searched)
     varied: dict[str, list[str]] = {"task": [], "agent": []}
     seeds: list[int | None] = [None]
     common = []

@@ -8,6 +8,7 @@ itself stand in configs/sweep.yaml; `mbrl/sweep/slurm.py` sends the runs to a cl
 """
 
 import contextlib
+import dataclasses
 import os
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from tqdm import tqdm
 
 from mbrl.experiment.run import is_finished
 from mbrl.experiment.settings import UserError
-from mbrl.sweep.runs import Handle, PlannedRun, Start, plan
+from mbrl.sweep.runs import Handle, PlannedRun, Start, SweepSettings, plan
 
 PAUSE_S = 0.5  # between two looks at the runs
 PATIENCE_S = 30.0  # for a run that was asked to stop; it loses nothing when it is killed after that
@@ -92,7 +93,7 @@ def work_off(runs: Sequence[PlannedRun], unfinished: Sequence[PlannedRun], jobs:
             if running:
                 time.sleep(PAUSE_S)
     finally:
-        _end([handle for _, handle in running.values()])
+        end([handle for _, handle in running.values()])
         progress.close()
     return failed
 
@@ -103,7 +104,7 @@ def _reason(run: PlannedRun, code: int) -> str:
     return run.last_words().removeprefix("error: ")
 
 
-def _end(handles: Sequence[Handle]) -> None:
+def end(handles: Sequence[Handle]) -> None:
     """Lets what still runs stop by itself, for a while; another Ctrl-C shortens that."""
     for handle in handles:
         handle.stop()
@@ -116,8 +117,25 @@ def _end(handles: Sequence[Handle]) -> None:
             handle.kill()
 
 
+def _search(sweep: SweepSettings, overrides: Sequence[str]) -> None:
+    own = {field.name for field in dataclasses.fields(SweepSettings)} - {"jobs", "launcher"}
+    of_runs = [word for word in overrides if word.partition("=")[0] not in own]
+    try:
+        from mbrl.sweep.search import search
+    except ModuleNotFoundError as error:
+        raise UserError(f"search needs a package that is not installed ({error}): pip install '.[sweep]'") from error
+    if sweep.launcher == "local":
+        search(sweep, of_runs, LocalProcess)
+    else:
+        from mbrl.sweep.slurm import submit
+
+        search(sweep, of_runs, lambda run, place: submit(sweep, [run])[run.folder])
+
+
 def main(overrides: list[str]) -> None:
     sweep, runs = plan(overrides)
+    if sweep.search:
+        return _search(sweep, overrides)
     unfinished = [run for run in runs if not is_finished(run.settings)]
     if sweep.launcher == "local" or not unfinished:
         failed = work_off(runs, unfinished, sweep.jobs, LocalProcess)
