@@ -23,7 +23,7 @@ KNOWS_bench := TASK AGENT SEED PRESET PEER PEER_PYTHON ARGS
 KNOWS_play := TASK RUN MODEL HOST PORT ARGS
 KNOWS_watch := TASK RUN MODEL HOST PORT ARGS
 KNOWS_verify := RUN ARGS
-KNOWS_publish := RUN ARGS
+KNOWS_publish := RUN TO ARGS
 KNOWS_doctor := ARGS
 KNOWS_tasks := ARGS
 KNOWS_docs := ARGS
@@ -96,7 +96,7 @@ help:
 	@echo "make play      drive a dream of TASK with the simulator beside it, on a page of this machine (docs/play.md)"
 	@echo "make watch     the same page, and the policy of RUN drives: robot, its dream, their difference, success counted"
 	@echo "make verify    play the last evaluation of RUN again: it must give the same success rate"
-	@echo "make publish   keep of RUN what others need of it, in runs/published (keys: configs/publish.yaml)"
+	@echo "make publish   keep of RUN what others need of it in runs/published, and push it to the hub as TO=<owner>/<name>"
 	@echo "make tasks     list every task by suite, and what the protocols give it"
 	@echo "make docs      build docs/ as a site in build/site, to read without a network"
 	@echo "make doctor    show versions, device, renderer speed, and which optional weights were found"
@@ -170,7 +170,7 @@ export: setup
 	$(PY) -m mbrl.export $(call given,run,$(RUN)) $(words)
 
 publish: setup
-	$(PY) -m mbrl.publish $(call given,run,$(RUN)) $(words)
+	$(PY) -m mbrl.publish $(call given,run,$(RUN)) $(call given,to,$(TO)) $(words)
 
 doctor: setup
 	$(PY) -m mbrl.doctor $(words)

@@ -1,8 +1,6 @@
 """From settings to objects: the environment, the agent and the world model of a run."""
 
 import dataclasses
-import importlib.util
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,13 +16,13 @@ from mbrl.plan.agent import PlanningAgent
 from mbrl.replay import ReplayBuffer
 from mbrl.simulator import SimulatorWorld
 from world_model import IVideoGPT, WeightsError, WorldModel
+from world_model.hub import fetch, model_in
 from world_model.ivideogpt.config import LearnerConfig, Rhythm
 from world_model.ivideogpt.learner import WorldModelLearner
 from world_model.onestep import OneStep, OneStepWorld
 from world_model.precision import decided
 
 ROOT = Path(__file__).resolve().parent.parent
-HUB_NAME = re.compile(r"(?P<hub>hub:)?(?P<repository>(?P<owner>[\w-][\w.-]*)/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 OTHER_WEIGHTS = "and none starts from random weights"
 PAPER_WITHOUT_WEIGHTS = (
     "warning: preset=paper fine-tunes for a thousand updates what the paper had pre-trained for a million; without "
@@ -114,28 +112,21 @@ def local_weights(name: str) -> Path | None:
 
 
 def find_pretrained(name: str, key: str = "world_model.pretrained") -> Path:
-    """The folder that `<key>=<name>` means: a folder, or one fetched from the hub.
+    """The folder that `<key>=<name>` means: a folder, or one fetched from the hub; of a run, its world model's.
 
     A hub name is `<owner>/<name>` or `hub:<owner>/<name>`, and `@<revision>` pins it.
     Raises UserError: there is neither.
     """
     if folder := local_weights(name):
-        return folder
-    hub = HUB_NAME.fullmatch(name)
-    if hub is None or (not hub["hub"] and local_weights(hub["owner"])):  # a path of which the first part is there
-        raise UserError(f"{key}={name}: there is no such folder, {OTHER_WEIGHTS}")
-    if importlib.util.find_spec("huggingface_hub") is None:
-        raise UserError(
-            f"{key}={name}: there is no such folder, and a hub name needs pip install huggingface_hub, {OTHER_WEIGHTS}"
-        )
-    from huggingface_hub import snapshot_download
-
-    pinned = {"revision": hub["revision"]} if hub["revision"] else {}
+        return model_in(folder)
+    path = not name.startswith("hub:") and local_weights(name.partition("/")[0])  # its first part is there
     try:
-        return Path(snapshot_download(hub["repository"], **pinned))
-    except Exception as error:  # noqa: BLE001, the hub's client lets through whatever its HTTP library raises
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{key}={name}: no folder, and not to be had from the hub: {reason}") from error
+        folder = None if path else fetch(name)
+    except UserError as error:
+        raise UserError(f"{key}={error}, {OTHER_WEIGHTS}") from error
+    if folder is None:
+        raise UserError(f"{key}={name}: there is no such folder, {OTHER_WEIGHTS}")
+    return model_in(folder)
 
 
 def check_lengths(learner: LearnerConfig, context_length: int, prefix: str) -> None:

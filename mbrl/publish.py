@@ -3,6 +3,7 @@
     config.yaml, eval.csv, git.json          what a report reads and what the run is made again from
     checkpoints/<frame>/agent.safetensors    its policy, for `make watch` and `make verify`
     world_model/                             what it dreams in, a number in two bytes
+    README.md                                what it is, how it does, how it is made and used again
 
 Nothing of it names the machine or its folders. Of a DrQ-v2 agent the target critic stays behind: it is for learning.
 """
@@ -10,6 +11,7 @@ Nothing of it names the machine or its folders. Of a DrQ-v2 agent the target cri
 import dataclasses
 import json
 import platform
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ import torch
 
 from agents import TARGET_CRITIC
 from mbrl.build import make_env
+from mbrl.compare.results import evaluations
+from mbrl.compare.stats import wilson
 from mbrl.experiment import checkpoints
 from mbrl.experiment.command import command
 from mbrl.experiment.logger import EVAL
@@ -26,6 +30,7 @@ from mbrl.experiment.settings import Folder, UserError, load_plain
 from mbrl.experiment.stored_config import read_config, write_config, write_text
 from mbrl.trained import AGENT, LEFT, open_run, world_of
 from world_model.files import read_json, reading
+from world_model.hub import push
 
 # What a machine has its own values of.
 OF_A_MACHINE = {"run_root": "runs", "wandb": False}
@@ -36,6 +41,7 @@ class PublishOptions:
     run: Folder
     out: Folder
     weights: bool
+    to: str
 
 
 def main(overrides: list[str]) -> None:
@@ -56,9 +62,12 @@ def main(overrides: list[str]) -> None:
     figures(folder, partial)
     if options.weights:
         weights(folder, partial)
+        write_text(partial / "README.md", card(partial, str(to) if options.to == "none" else options.to))
     partial.rename(to)
     size = sum(path.stat().st_size for path in to.rglob("*") if path.is_file())
     print(f"{to}: {size / 1e6:.1f} MB" + (f"; make verify RUN={to} plays it" if options.weights else ""))
+    if options.to != "none":
+        print(f"pushed: {push(to, options.to)}")
 
 
 def figures(folder: Path, to: Path) -> None:
@@ -90,6 +99,47 @@ def weights(folder: Path, to: Path) -> None:
     world, _ = world_of(trained.settings, env, torch.device("cpu"), "none", trained)
     world.save_pretrained(to / LEFT, torch.bfloat16)
     env.close()
+
+
+def card(folder: Path, called: str) -> str:
+    """The page of a published run, which can be loaded by the name `called`."""
+    config, start = read_config(folder / "config.yaml"), read_json(folder / PROVENANCE)["starts"][-1]
+    rows = [*zip(*evaluations(folder / EVAL, print).values(), strict=True)]
+    frame, earned, rate, episodes, _ = rows[-1]
+    low, high = wilson(round(rate * episodes), int(episodes))
+    table = "\n".join(f"| {f:,.0f} | {success:.2f} | {r:.1f} | {n:.0f} |" for f, r, success, n, _ in rows)
+    return f"""---
+license: mit
+library_name: ivideogpt-mbrl
+tags: [reinforcement-learning, world-model, robotics]
+---
+# {config["agent"]} on {config["task"]}
+
+A policy from images and, of MBPO, the world model that it learned beside, made with ivideogpt-mbrl: preset
+`{config["preset"]}`, protocol `{config["protocol"]}`, seed {config["seed"]}.
+One seed says how this run went, not how good the method is.
+
+After {frame:,.0f} frames it succeeds in {rate:.0%} of {episodes:.0f} episodes (95 % interval {low:.0%} to {high:.0%});
+mean return {earned:.1f}.
+
+```python
+from mbrl.interop import load
+
+policy = load("{called}")
+action = policy.act(obs)  # uint8 (9, 64, 64), the newest three frames, to float32 (4,)
+policy.world_model        # start, step, expand: world_model/api.py
+```
+
+| frames | success | return | episodes |
+|---|---|---|---|
+{table}
+
+Made at commit `{start["commit"]}` with torch {start["versions"]["torch"]}, by
+
+```bash
+{shlex.join(["python", "-m", "mbrl.train", *start["command"]])}
+```
+"""
 
 
 if __name__ == "__main__":

@@ -38,7 +38,11 @@ RULES = {
         lazy=frozenset({"dm_control", "PIL"}),
     ),
     "agents": Rule(frozenset({"torch", "numpy"}), denied=LOGGER),
-    "world_model": Rule(frozenset({"torch", "numpy", "safetensors"}), denied=LOGGER),
+    "world_model": Rule(
+        frozenset({"torch", "numpy", "safetensors", "huggingface_hub"}),
+        lazy=frozenset({"huggingface_hub"}),
+        denied=LOGGER,
+    ),
     "world_model/data": Rule(
         frozenset({"torch", "numpy", "safetensors", "PIL", "av", "h5py", "pyarrow"}), denied=LOGGER
     ),

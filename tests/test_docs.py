@@ -25,7 +25,7 @@ from mbrl.predict.predict import PredictSettings
 from mbrl.pretrain.pretrain import PretrainSettings
 from mbrl.publish import PublishOptions
 from mbrl.study.study import Study, StudySettings
-from mbrl.sweep import runs
+from mbrl.sweep import runs, search
 from mbrl.verify import VerifyOptions
 from world_model import IVideoGPT
 
@@ -119,7 +119,8 @@ def test_commands_of_the_documents_are_understood(command):
     assert command.split()[1] in targets()
     overrides = would_run(command)
     if overrides[2:3] == ["mbrl.sweep"]:
-        assert len(runs.plan([*overrides[3:], "device=cpu"])[1]) > 1
+        asked, planned = runs.plan([*overrides[3:], "device=cpu"])
+        assert search.parse(asked.search) if asked.search else len(planned) > 1
     elif overrides[2:3] == ["mbrl.play"]:
         own, of_run = parts_of(overrides[3:])
         load_plain(PlayOptions, "play", own)

@@ -1,11 +1,13 @@
 """Demonstrations from a folder; which run is played; films; evaluations that are verified."""
 
+import importlib.machinery
 import platform
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import types
 import urllib.request
 from pathlib import Path
 
@@ -16,11 +18,13 @@ from playing import make_conduct, say, settings_of
 from tiny import Command, checkpoints, tiny
 
 from mbrl import publish, train, verify
+from mbrl.compare.stats import wilson
 from mbrl.experiment import demonstrations
 from mbrl.experiment.episodes import EpisodeStore
 from mbrl.experiment.settings import UserError
 from mbrl.interop import load
 from mbrl.play import play
+from world_model import IVideoGPT
 
 # -- demonstrations ----------------------------------------------------------------------------------------------------
 
@@ -149,7 +153,7 @@ def test_a_published_run_is_watched_and_verified_and_names_no_machine(
     assert (code, line) == (0, "")
     kept = tmp_path.joinpath(*finished.parts[-3:])
     files = {str(path.relative_to(kept)) for path in kept.rglob("*") if path.is_file()}
-    assert {"config.yaml", "eval.csv", "git.json", "checkpoints/000000160/agent.safetensors"} <= files
+    assert {"README.md", "config.yaml", "eval.csv", "git.json", "checkpoints/000000160/agent.safetensors"} <= files
     assert not any("replay" in name or "critic" in name or "metrics" in name for name in files)
     for name in ("config.yaml", "git.json"):
         assert str(finished.parents[2]) not in (kept / name).read_text()
@@ -167,3 +171,58 @@ def test_a_published_run_is_watched_and_verified_and_names_no_machine(
     assert {path.name for path in kept.iterdir()} == {"config.yaml", "eval.csv", "git.json"}
     assert typed(publish.main)[2].startswith("error: run=none: name the folder")
     assert "has no eval.csv" in typed(publish.main, f"run={tmp_path}")[2]
+
+
+def test_a_run_is_pushed_to_the_hub_and_loaded_by_its_name(
+    finished: Path, tmp_path: Path, typed: Command, monkeypatch: pytest.MonkeyPatch
+):
+    """A stand-in for the hub, of folders: `<repository>/<revision>`."""
+
+    class HfApi:
+        def create_repo(self, repository: str, exist_ok: bool) -> None:
+            assert exist_ok
+            (tmp_path / "hub" / repository).mkdir(parents=True, exist_ok=True)
+
+        def upload_folder(self, repo_id: str, folder_path: str, delete_patterns: str) -> types.SimpleNamespace:
+            repository = tmp_path / "hub" / repo_id
+            revision = f"0a{len([*repository.iterdir()])}"
+            shutil.copytree(folder_path, repository / revision)
+            return types.SimpleNamespace(oid=revision)
+
+    def snapshot_download(repository: str, revision: str) -> str:
+        if not (tmp_path / "hub" / repository / revision).is_dir():
+            raise RuntimeError("404 Client Error.\n\nRevision Not Found")
+        return str(tmp_path / "hub" / repository / revision)
+
+    hub = types.ModuleType("huggingface_hub")
+    hub.__spec__ = importlib.machinery.ModuleSpec("huggingface_hub", None)
+    hub.HfApi, hub.snapshot_download = HfApi, snapshot_download
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+
+    words = (f"run={finished}", f"out={tmp_path}", "to=owner/reach")
+    code, out, line = typed(publish.main, *words)
+    assert (code, line) == (0, "")
+    assert out.splitlines()[-1] == "pushed: owner/reach@0a0"
+    obs = np.random.default_rng(0).integers(0, 256, (9, 32, 32), dtype=np.uint8)
+    assert np.array_equal(load("owner/reach@0a0").act(obs), load(finished).act(obs))
+    assert IVideoGPT.from_pretrained("owner/reach@0a0", action_dim=2).state_dict().keys()
+    page = (tmp_path / "hub/owner/reach/0a0/README.md").read_text()
+    rows = (finished / "eval.csv").read_text().splitlines()[1:]
+    assert [f"| {row.split(',')[0]} |" in page for row in rows] == [True] * len(rows)
+    assert 'load("owner/reach")' in page
+    assert str(finished.parents[2]) not in page
+    low, high = wilson(round(float(rows[-1].split(",")[2])), 1)
+    assert f"95 % interval {low:.0%} to {high:.0%}" in page
+
+    for name, said in (
+        ("owner/reach@0b", "the hub refused: 404 Client Error. Revision Not Found"),
+        ("x", "no such folder"),
+    ):
+        code, _, line = typed(verify.main, f"run={name}")
+        assert code == 2
+        assert said in line
+    shutil.rmtree(tmp_path.joinpath(*finished.parts[-3:]))
+    assert "no name of a hub's repository" in typed(publish.main, *words[:2], "to=reach")[2]
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "pip install huggingface_hub" in typed(verify.main, "run=owner/reach@0a0")[2]

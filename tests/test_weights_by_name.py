@@ -68,7 +68,9 @@ def test_a_mistyped_folder_is_not_asked_of_the_hub(fetched: list[tuple[str, str 
 
 
 def test_what_the_hub_refuses_is_one_line(fetched: list[tuple[str, str | None]]) -> None:
-    with pytest.raises(UserError, match=r"owner/modle: no folder, .*404 Client Error. Repository Not Found") as caught:
+    with pytest.raises(
+        UserError, match=r"owner/modle: the hub refused: 404 Client Error. Repository Not Found"
+    ) as caught:
         find_pretrained("owner/modle")
     assert "\n" not in str(caught.value)
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from agents import AGENTS, Agent
 from mbrl.experiment import checkpoints
 from mbrl.predict.models import Predictor, load_predictor
+from world_model.hub import fetch
 from world_model.precision import decided
 from world_model.schema import UserError, build
 
@@ -31,13 +32,15 @@ class Policy:
     """The policy of a run's newest checkpoint, and its world model. Nothing of the folder is changed.
 
     Args:
-        folder: `runs/<task>/<agent>/<seed>`.
+        folder: `runs/<task>/<agent>/<seed>`; or where `make publish` pushed one to, `<owner>/<name>@<revision>`.
         device: where the networks live.
     Raises:
         UserError: there is no such run, it has no checkpoint yet, or its agent has nothing to load.
     """
 
     def __init__(self, folder: str | Path, device: torch.device | str = "cpu") -> None:
+        if not Path(folder).is_dir():
+            folder = fetch(str(folder)) or folder
         self.folder, self.device = Path(folder), torch.device(device)
         saved = checkpoints.latest(self.folder / "checkpoints")
         if saved is None:
