@@ -1,12 +1,14 @@
 """Train an agent, or continue a run that was cut off: python -m mbrl.train task=coffee-push [key=value ...]
 
-Every key stands in configs/config.yaml. The run's folder is runs/<task>/<agent>[-<variant>]/<seed>.
+Every key stands in configs/config.yaml; `dry_run=true` says what would be done, and what it takes. The run's folder is
+runs/<task>/<agent>[-<variant>]/<seed>.
 """
 
 from mbrl.dreamer import Dreamer
 from mbrl.experiment.capacity import needs_of_run, refuse_too_large
 from mbrl.experiment.command import command
-from mbrl.experiment.run import Run
+from mbrl.experiment.planned import dry_run, plan
+from mbrl.experiment.run import Run, saved_frame
 from mbrl.experiment.settings import Settings, load
 from mbrl.mbpo import MBPO
 from mbrl.mpc import MPC
@@ -31,7 +33,13 @@ def train(settings: Settings) -> None:
 
 
 def main(overrides: list[str]) -> None:
-    train(load(overrides))
+    overrides, dry = dry_run(overrides)
+    settings = load(overrides)
+    if dry:
+        refuse_too_large(needs_of_run(settings), settings.device)
+        print(plan(settings, saved_frame(settings)))
+    else:
+        train(settings)
 
 
 if __name__ == "__main__":

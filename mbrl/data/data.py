@@ -23,6 +23,7 @@ from envs import suite_of
 from mbrl.data.scripted import ScriptedPlay, chosen_tasks
 from mbrl.experiment.capacity import Need, refuse_too_large
 from mbrl.experiment.interrupts import ignored_by_children
+from mbrl.experiment.planned import dry_run
 from mbrl.experiment.settings import Count, Folder, Name, Positive, Range, Seed, Threads, UserError, load_plain, to_dict
 from mbrl.pretrain.mixture import load_mixture
 from world_model.data import DataError, Reader, SourceOptions, make_reader, shard_names, write_shard
@@ -202,16 +203,20 @@ def plan(settings: DataSettings, reader: Reader, total: int, ahead: int, workers
 
 
 def main(overrides: list[str]) -> None:
+    overrides, dry = dry_run(overrides)
     settings = load_plain(DataSettings, "data", overrides)
     refuse_too_large(needs(settings), "cpu")
     out = Path(settings.out)
     reader, everything = open_source(settings), jobs(settings)
-    out.mkdir(parents=True, exist_ok=True)
-    check_same(settings)
+    if not dry:
+        out.mkdir(parents=True, exist_ok=True)
+        check_same(settings)
     left = missing(everything)
     total, ahead = (sum(len(job.units) for job in some) for some in (everything, left))
     workers = min(settings.workers or os.cpu_count() or 1, max(1, len(left)))
     print(plan(settings, reader, total, ahead, workers), flush=True)
+    if dry:
+        return
     episodes, skipped, left_out = 0, [], 0
     with tqdm(total=total, initial=total - ahead, unit=reader.unit, dynamic_ncols=True) as bar:
         for done in in_parallel(left, workers):

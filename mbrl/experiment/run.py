@@ -234,6 +234,12 @@ def _move_smoke_run(folder: Path, aside: Path) -> None:
                 os.replace(path, aside / path.name)
 
 
+def saved_frame(settings: Settings) -> int:
+    """The frame that the run of these settings would continue from, from the names of its checkpoints alone."""
+    names = [path.name for path in (run_folder(settings) / CHECKPOINTS).glob("[0-9]*") if path.name.isdecimal()]
+    return int(max(names, default="0"))
+
+
 def is_finished(settings: Settings) -> bool:
     """Whether the run of these settings is complete. A run of another method is not this one; its device is no matter.
 

@@ -26,6 +26,7 @@ from agents import PlannerConfig, Uniform
 from mbrl.collector import EpisodeRecorder
 from mbrl.compare.stats import fisher_exact, wilson
 from mbrl.experiment.capacity import needs_of_planning, refuse_too_large
+from mbrl.experiment.planned import dry_run
 from mbrl.experiment.provenance import provenance
 from mbrl.experiment.run import PROVENANCE, check_same_config, lock_folder, stream_seed
 from mbrl.experiment.settings import (
@@ -123,6 +124,13 @@ class Planning:
             write_text(self.folder / EPISODES, written(rows))
             if episode < s.shown:
                 write_gif(self.folder / f"{episode:03d}.gif", show(goal, played), FPS)
+
+    def plan(self, rows: Sequence[Row]) -> str:
+        """What will be played, in one line."""
+        s, p = self.settings, self.settings.planning
+        how = f"{s.planner}: {p.samples} x {p.iterations} candidates of {p.horizon} decisions, cost {s.cost}"
+        left = max(0, s.episodes - len(rows))
+        return f"{self.task}, goal {s.goal}, in {s.model} by {how}; {left} of {s.episodes} episodes, into {self.folder}"
 
     def agent(self, seed: int, goal: np.ndarray | None) -> PlanningAgent | Uniform:
         """Whoever acts in the episode of this seed."""
@@ -235,11 +243,16 @@ def summary(settings: PlanSettings, task: str, rows: Sequence[Row]) -> str:
 
 
 def main(overrides: list[str]) -> None:
+    overrides, dry = dry_run(overrides)
     settings = load_plain(PlanSettings, "plan", overrides)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     planning = Planning(settings)
     folder = planning.folder
+    if dry:
+        print(planning.plan(read(folder)))
+        planning.close()
+        return
     folder.mkdir(parents=True, exist_ok=True)
     with lock_folder(folder):
         if rows := read(folder):

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from mbrl.build import find_pretrained
 from mbrl.experiment.capacity import Need, refuse_too_large
+from mbrl.experiment.planned import dry_run
 from mbrl.experiment.provenance import provenance
 from mbrl.experiment.run import stream_seed
 from mbrl.experiment.settings import (
@@ -101,6 +102,12 @@ class Prediction:
         self.clips = cut(data, self.known, s)
         self.lpips, self.i3d = self._judges()
         self.predicted_frames, self.seconds = 0, 0.0  # of all predictions so far
+
+    def plan(self) -> str:
+        """What will be predicted, in one line."""
+        s = self.settings
+        clips = f"{len(self.clips.frames)} clips of {s.data} ({s.part})"
+        return f"{s.model} predicts {s.horizon} frames of {clips} after {self.known}, {self.samples} times each"
 
     def _check(self, data: ClipDataset) -> None:
         """Raises UserError if the model does not go with the data or with another key."""
@@ -266,10 +273,14 @@ def write(folder: Path, prediction: Prediction, metrics: dict[str, float | None]
 
 
 def main(overrides: list[str]) -> None:
+    overrides, dry = dry_run(overrides)
     settings = load_plain(PredictSettings, "predict", overrides)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     prediction = Prediction(settings)
+    if dry:
+        print(prediction.plan())
+        return
     folder = make_folder(settings)
     metrics, images = prediction.run()
     write(folder, prediction, metrics, images)

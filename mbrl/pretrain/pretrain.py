@@ -23,6 +23,7 @@ from mbrl.build import at_random, beyond_the_start, check_lengths
 from mbrl.experiment import checkpoints
 from mbrl.experiment.capacity import Need, needs_of_learner, needs_of_model, refuse_too_large
 from mbrl.experiment.logger import Logger
+from mbrl.experiment.planned import dry_run
 from mbrl.experiment.run import RunFinished, lock_folder, stream_seed
 from mbrl.experiment.settings import UserError, load_plain, pick_device, typed_keys
 from mbrl.pretrain import token_cache
@@ -47,12 +48,14 @@ TOKENIZED = 16  # clips at a time
 class Pretraining:
     """A pre-training, new or continued from the checkpoint in its folder, which is locked until `close`.
 
+    Args:
+        opened: false only looks at settings and data, and leaves the folder as it is.
     Raises:
         RunFinished: it is complete.
         UserError, DataError, WeightsError: the settings, the data or the folder do not fit.
     """
 
-    def __init__(self, settings: PretrainSettings) -> None:
+    def __init__(self, settings: PretrainSettings, opened: bool = True) -> None:
         s = self.settings = settings
         self.folder = Path(s.out)
         self.device = pick_device(s.device)
@@ -86,7 +89,8 @@ class Pretraining:
         self.logger: Logger | None = None
         self._lock: TextIO | None = None
         try:
-            self._open()
+            if opened:
+                self._open()
         except BaseException:
             self.close()
             raise
@@ -354,12 +358,17 @@ def pretrain(settings: PretrainSettings) -> None:
 
 
 def main(overrides: list[str]) -> None:
+    overrides, dry = dry_run(overrides)
     settings = load_plain(PretrainSettings, "pretrain", overrides)
     check_keys(typed_keys(overrides), settings.kind)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     if settings.kind == "onestep":
-        OneStepPretraining(settings).run()
+        onestep = OneStepPretraining(settings)
+        print(onestep.plan()) if dry else onestep.run()
+        return
+    if dry:
+        print(Pretraining(settings, opened=False).plan())
         return
     with joined_processes(settings.device):
         pretrain(settings)

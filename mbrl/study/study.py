@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from mbrl.build import find_pretrained
+from mbrl.experiment.planned import dry_run
 from mbrl.experiment.provenance import provenance
 from mbrl.experiment.run import RunFinished
 from mbrl.experiment.settings import Count, Folder, Name, Positive, Range, UserError, load_plain, pick_device, to_dict
@@ -261,11 +262,14 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def main(overrides: list[str]) -> None:
+    overrides, dry = dry_run(overrides)
     study = Study(overrides)
     s, p = study.settings, study.pretrain
     if p.threads:
         torch.set_num_threads(p.threads)
     print(plan(study), flush=True)
+    if dry:
+        return
     study.folder.mkdir(parents=True, exist_ok=True)
     rows = STUDIES[s.study](study)
     rows = [{name: None if value != value else value for name, value in row.items()} for row in rows]  # JSON has no nan

@@ -19,7 +19,8 @@ from collections.abc import Sequence
 import torch
 from tqdm import tqdm
 
-from mbrl.experiment.run import is_finished
+from mbrl.experiment.planned import dry_run, duration, pace
+from mbrl.experiment.run import is_finished, saved_frame
 from mbrl.experiment.settings import UserError
 from mbrl.sweep.runs import Handle, PlannedRun, Start, SweepSettings, plan
 
@@ -132,11 +133,27 @@ def _search(sweep: SweepSettings, overrides: Sequence[str]) -> None:
         search(sweep, of_runs, lambda run, place: submit(sweep, [run])[run.folder])
 
 
+def planned(sweep: SweepSettings, runs: Sequence[PlannedRun], unfinished: Sequence[PlannedRun]) -> str:
+    """What a sweep will do: a line in all, and one for each run that is not finished."""
+    left = {run.folder: run.settings.num_train_frames - saved_frame(run.settings) for run in unfinished}
+    seconds = [left[run.folder] * pace(run.settings)[0] for run in unfinished]
+    known = f", about {duration(sum(seconds) / sweep.jobs)}" if seconds and all(seconds) else ""
+    what = f"up to {sweep.trials} trials of {len(runs)} runs" if sweep.search else f"{len(runs)} runs"
+    told = (
+        f"{what}, {len(runs) - len(unfinished)} finished, {sweep.jobs} at a time: {sum(left.values()):,} frames{known}"
+    )
+    return "\n".join([told, *(f"  {folder}: {frames:,} frames" for folder, frames in left.items())])
+
+
 def main(overrides: list[str]) -> None:
+    overrides, dry = dry_run(overrides)
     sweep, runs = plan(overrides)
-    if sweep.search:
+    if sweep.search and not dry:
         return _search(sweep, overrides)
     unfinished = [run for run in runs if not is_finished(run.settings)]
+    if dry:
+        print(planned(sweep, runs, unfinished))
+        return
     if sweep.launcher == "local" or not unfinished:
         failed = work_off(runs, unfinished, sweep.jobs, LocalProcess)
     else:
