@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 
@@ -208,6 +209,20 @@ def test_snippets_of_the_guides_run():
     assert names["images"].shape == names["frames"].shape
     assert names["dream"].frames.shape == (2, 6, 3, 64, 64)
     assert names["dream"].rewards.shape == (2, 6)
+
+
+def test_the_notebook_runs_and_shows_what_it_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plt, "show", lambda: plt.close("all"))
+    notebook = json.loads(read("docs/tour.ipynb"))
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    names: dict = {}
+    for cell in cells:
+        exec("".join(cell["source"]), names)
+    assert names["dream"].frames.shape == (1, 16, 3, 64, 64)
+    assert (names["left"].frames - names["right"].frames).abs().max() > 0.1
+    assert names["promised"].max() > names["promised"].min()
+    images = [output for cell in cells for output in cell["outputs"] if "image/png" in output.get("data", {})]
+    assert len(images) == 3
 
 
 # -- the glossary -----------------------------------------------------------------------------------------------------
