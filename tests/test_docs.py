@@ -159,6 +159,18 @@ def test_files_that_a_document_names_exist(document):
     assert [path for path in paths if not (ROOT / path).exists()] == []
 
 
+def test_a_measured_figure_stands_in_one_document() -> None:
+    """Numbers of four digits or more with a point, and rows of tables: two copies would not stay equal."""
+    places: dict[str, set[str]] = {}
+    for document in sorted(set(DOCUMENTS) - {"docs/keys.md"}):
+        text = re.sub(r"`[^`\n]*`|\]\([^)]*\)|https?://\S+|arXiv \S+", "", FENCE.sub("", read(document)))
+        figures = [figure for figure in re.findall(r"(?<![\w.,-])\d[\d,]*\.\d+(?![\w.])", text) if len(figure) > 4]
+        rows = [line for line in text.splitlines() if line.startswith("|") and len(re.findall(r"\d", line)) > 4]
+        for said in {*figures, *rows}:
+            places.setdefault(said, set()).add(document)
+    assert {said: where for said, where in places.items() if len(where) > 1} == {}
+
+
 def test_table_of_presets():
     rows = [line.strip("|\n").split("|") for line in read("docs/tutorial.md").splitlines() if line.startswith("|")]
     chosen = {preset: load([f"preset={preset}", "device=cpu"]) for preset in PRESETS}
