@@ -26,8 +26,8 @@ class MujocoSnapshot(NamedTuple):
 class MujocoState:
     """Everything that an episode changes in a MuJoCo simulator, as it is built now.
 
-    In no task of either suite does the model change within an episode, so it is compared with the
-    built one once an episode, at the first snapshot.
+    In hardly any task does the model change within an episode, so it is compared with the built one once an episode,
+    at the first snapshot; with `changing_model` at each.
 
     Args:
         model: a `mujoco.MjModel`.
@@ -37,13 +37,13 @@ class MujocoState:
             generators (seeded by every reset, and not drawn from after it), the model.
     """
 
-    def __init__(self, model: Any, data: Any, *owners: Any) -> None:
+    def __init__(self, model: Any, data: Any, *owners: Any, changing_model: bool = False) -> None:
         import mujoco
 
         self._mujoco = mujoco
         self._kind = mujoco.mjtState.mjSTATE_INTEGRATION
         self._size = mujoco.mj_stateSize(model, self._kind)
-        self._model, self._data, self._owners = model, data, owners
+        self._model, self._data, self._owners, self._changing = model, data, owners, changing_model
         self._arrays = {name: (array, array.copy()) for name, array in _arrays_of(model) if array.flags.writeable}
         self._fields = [(name, _address(array), array.nbytes) for name, array in _arrays_of(data)]
         self._attributes = self._copy_attributes()
@@ -57,7 +57,7 @@ class MujocoState:
 
     def snapshot(self) -> MujocoSnapshot:
         """The state now; later changes do not touch it."""
-        if self._changes is None:
+        if self._changes is None or self._changing:
             self._changes = {
                 name: live.copy() for name, (live, built) in self._arrays.items() if not np.array_equal(live, built)
             }
@@ -67,7 +67,7 @@ class MujocoState:
 
     def restore(self, snapshot: MujocoSnapshot) -> bool:
         """Goes to the state of `snapshot`, whatever happened before; returns whether the model was written to."""
-        another_episode = self._changes is not snapshot.model
+        another_episode = self._changing or self._changes is not snapshot.model
         if another_episode:
             self._put_model(snapshot.model)
             self._changes = snapshot.model

@@ -11,7 +11,7 @@ from typing import Any
 
 import gymnasium
 
-from . import dmcontrol, gym, metaworld, toy
+from . import dmcontrol, gym, metaworld, ogbench, toy
 from .errors import InvalidSetting, MissingPackage, UnknownTask, nearest
 from .wrappers import PixelEnv, Simulator
 
@@ -70,6 +70,18 @@ SUITES = (
         experts=False,
         packages=("dm-control", "mujoco"),
         prefixes=("dmc", ""),
+    ),
+    Suite(
+        name="ogbench",
+        tasks=ogbench.TASKS,
+        simulator=ogbench.OGBench,
+        usual_camera=lambda task: "front_pixels",
+        episode_frames=0,
+        highest_reward=None,
+        terminates=False,
+        experts=True,
+        packages=("ogbench", "dm-control", "mujoco"),
+        prefixes=("ogbench",),
     ),
     Suite(
         name="toy",

@@ -34,8 +34,8 @@ OURS = frozenset({"envs", "agents", "world_model", "mbrl", "benchmarks"})
 LOGGER = frozenset({"torch.utils.tensorboard"})
 RULES = {
     "envs": Rule(
-        frozenset({"numpy", "gymnasium", "mujoco", "metaworld", "dm_control", "PIL"}),
-        lazy=frozenset({"dm_control", "PIL"}),
+        frozenset({"numpy", "gymnasium", "mujoco", "metaworld", "dm_control", "ogbench", "PIL"}),
+        lazy=frozenset({"dm_control", "ogbench", "PIL"}),
     ),
     "agents": Rule(frozenset({"torch", "numpy"}), denied=LOGGER),
     "world_model": Rule(

@@ -12,7 +12,13 @@ from envs import dmcontrol, metaworld, rendering, toy
 from envs.wrappers import FrameResult
 
 DECISIONS = 6  # an episode in these tests: enough for the stack to fill, short enough for six simulators
-TASKS = (*metaworld.PAPER_TASKS, "dm_control/walker-walk", *(f"toy/{task}" for task in toy.TASKS))
+TASKS = (
+    *metaworld.PAPER_TASKS,
+    "dm_control/walker-walk",
+    "ogbench/cube-double",
+    "ogbench/scene",
+    *(f"toy/{task}" for task in toy.TASKS),
+)
 
 
 def make(task, **settings):

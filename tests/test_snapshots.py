@@ -11,7 +11,7 @@ from envs.snapshot import MujocoState
 from mbrl.collector import collect_demonstrations as collect
 
 DECISIONS = 12
-TASKS = (*metaworld.PAPER_TASKS, "dm_control/walker-walk", "dm_control/reacher-easy", "toy/reach")
+TASKS = (*metaworld.PAPER_TASKS, "dm_control/walker-walk", "dm_control/reacher-easy", "ogbench/scene", "toy/reach")
 # Attributes that are views into the simulator's memory, and a height field that every reset draws anew.
 ODD_TASKS = ("basketball", "bin-picking", "door-unlock", "dm_control/quadruped-escape")
 

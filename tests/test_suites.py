@@ -52,7 +52,9 @@ def test_suite_of_a_task():
         "dm_control",
         "toy",
     ]
-    with pytest.raises(envs.UnknownTask, match=r"unknown suite 'atari' .*\(known: metaworld, dm_control, toy, gym\)"):
+    with pytest.raises(
+        envs.UnknownTask, match=r"unknown suite 'atari' .*\(known: metaworld, dm_control, ogbench, toy, gym\)"
+    ):
         envs.suite_of("atari/pong")
 
 

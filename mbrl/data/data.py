@@ -78,8 +78,10 @@ class Done(NamedTuple):
 
 def dataset_name(settings: DataSettings) -> str:
     """What the shards are called after: `name`, or the source's folder without a version number."""
-    if settings.source == "metaworld" or settings.name != "auto":
-        return settings.source if settings.source == "metaworld" else settings.name
+    if settings.source == "metaworld":
+        return suite_of(chosen_tasks(settings.task_names)[0]).name
+    if settings.name != "auto":
+        return settings.name
     folder = Path(settings.path).resolve()
     return folder.parent.name if folder.name.replace(".", "").isdecimal() else folder.name
 
@@ -186,15 +188,18 @@ def needs(settings: DataSettings) -> Iterator[Need]:
 
 
 def _frames(settings: DataSettings) -> int:
-    """Of an episode of Meta-world."""
-    return (settings.episode_frames or suite_of("metaworld/").episode_frames) // settings.action_repeat + 1
+    """Of an episode that is played; where the simulator alone knows how long it is, at least one."""
+    suite = suite_of(chosen_tasks(settings.task_names)[0])
+    return (settings.episode_frames or suite.episode_frames) // settings.action_repeat + 1
 
 
 def plan(settings: DataSettings, reader: Reader, total: int, ahead: int, workers: int) -> str:
     """What will be made of `total` episodes or files of which `ahead` are left, in one line."""
     s = settings
     source = (
-        f"Meta-world, {len(chosen_tasks(s.task_names))} tasks" if s.source == "metaworld" else f"{s.source}, {s.path}"
+        f"{suite_of(chosen_tasks(s.task_names)[0]).name}, {len(chosen_tasks(s.task_names))} tasks"
+        if s.source == "metaworld"
+        else f"{s.source}, {s.path}"
     )
     size = f" ({s.image_size}x{s.image_size} pixels)"
     if s.source == "metaworld":

@@ -1,6 +1,7 @@
-"""Meta-world episodes to pre-train on, played by scripted experts and by policies that know nothing.
+"""Episodes to pre-train on, played by scripted experts and by policies that know nothing.
 
-A source like the readers in `world_model/data/`: `make data SOURCE=metaworld`. By default it plays the 44 tasks
+A source like the readers in `world_model/data/`: `make data SOURCE=metaworld`, which plays tasks of other suites too if
+`task_names` names them. By default it plays the 44 tasks
 outside the paper's six, so that pre-training never sees a task that an agent is later judged on. An episode depends on
 its task, number and seed alone.
 """
@@ -22,6 +23,7 @@ from world_model.data.source import NamedClip
 
 # What plays the episodes of a task, in turn. An agent that learns is at first random, later a noisy expert.
 BEHAVIOURS = ("expert", "expert", "wander", "expert", "expert", "wander", "expert", "uniform")
+WITHOUT_EXPERT = ("wander", "wander", "uniform")
 MAX_NOISE = 1.0  # standard deviation added to an expert's actions: one value an episode, uniformly up to this
 WANDER_MEMORY = 0.9  # correlation of a wanderer's actions from one decision to the next
 
@@ -33,8 +35,12 @@ def chosen_tasks(names: tuple[str, ...]) -> list[str]:
     tasks: list[str] = []
     for name in names:
         tasks += GROUPS[name] if name in GROUPS else [envs.canonical(name)]
-    if other := [task for task in tasks if task not in TASKS]:
-        raise UserError(f"task_names: {other[0]} is not a task of Meta-world")
+    if not tasks:
+        raise UserError("task_names=[]: name at least one task")
+    suites = {envs.suite_of(task).name: task for task in tasks}
+    if len(suites) > 1:
+        first, other, *_ = suites.values()
+        raise UserError(f"task_names: {first} and {other} are of different suites, whose actions differ: one at a time")
     return list(dict.fromkeys(tasks))
 
 
@@ -60,7 +66,7 @@ class ScriptedPlay:
         for task in chosen_tasks(self.task_names):
             for number, first in enumerate(range(0, self.episodes_per_task, size)):
                 episodes = range(first, min(first + size, self.episodes_per_task))
-                shards[f"{task}-{number:03d}"] = [(task, episode) for episode in episodes]
+                shards[f"{task.replace('/', '-')}-{number:03d}"] = [(task, episode) for episode in episodes]
         return shards
 
     def clips(self, units: Sequence[tuple[str, int]]) -> Iterator[NamedClip]:
@@ -84,7 +90,8 @@ class ScriptedPlay:
 def play(env: Any, task: str, seed: int, episode: int) -> Episode:
     """The `episode`-th episode of a task."""
     generator = np.random.default_rng(stream_seed(seed, "behaviour", task, episode))
-    act = _behaviour(env, BEHAVIOURS[episode % len(BEHAVIOURS)], generator)
+    behaviours = BEHAVIOURS if envs.suite_of(task).experts else WITHOUT_EXPERT
+    act = _behaviour(env, behaviours[episode % len(behaviours)], generator)
     return record(env, lambda obs: act().clip(-1, 1).astype(np.float32), stream_seed(seed, "data", task, episode))
 
 
