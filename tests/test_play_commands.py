@@ -100,6 +100,17 @@ def test_which_run_is_meant(finished: Path, tmp_path: Path, typed: Command):
         assert said in line
 
 
+def test_without_a_task_any_published_policy_is_watched(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(play, "PUBLISHED", finished.parents[3])
+    _, settings, trained = play.read(["watch=true"])
+    assert trained is not None
+    assert trained.policy.folder == finished
+    assert settings.task == "toy/reach"
+    assert play.read([])[2] is None  # who drives has a task in mind
+    with pytest.raises(UserError, match="no run of hammer has weights here"):
+        play.read(["watch=true", "task=hammer"])
+
+
 def test_a_film_of_the_policy(finished: Path, tmp_path: Path, typed: Command):
     path = tmp_path / "films/dream.gif"
     code, out, line = typed(play.main, f"run={finished}", f"gif={path}")

@@ -21,6 +21,7 @@ from mbrl.play.keeping import film, reel
 from mbrl.play.session import Session
 from mbrl.trained import Trained, open_run, runs_with_weights
 
+PUBLISHED = ROOT / "runs" / "published"
 POLICY = "policy"
 WATCHED = 15  # decisions between two looks of a dream at what is real, when watching
 CHANGEABLE = frozenset({"task", "device", "threads"})  # keys that may be typed beside a run
@@ -56,10 +57,13 @@ def read(overrides: Sequence[str]) -> tuple[PlayOptions, Settings, Trained | Non
     mine, of_run = parts_of(overrides)
     options, asked, typed = load_plain(PlayOptions, "play", mine), load(of_run), typed_keys(of_run)
     name, others = options.run, sorted(typed - CHANGEABLE)
+    watched = options.watch or options.gif != "none"
     if name == "none" and not others:
-        name = next(map(str, runs_with_weights(asked.task, ROOT / "runs" / "published")), "none")
+        tasks = [asked.task, *(["*", "*/*"] if watched and "task" not in typed else [])]  # any will do
+        found = [run for task in tasks for run in runs_with_weights(task, PUBLISHED)]
+        name = str(found[0]) if found else "none"
     if name == "none":
-        if options.watch or options.gif != "none":
+        if watched:
             raise UserError(_nobody(asked))
         return options, asked, None
     if others:
