@@ -5,7 +5,8 @@
     world_model/                             what it dreams in, a number in two bytes
     README.md                                what it is, how it does, how it is made and used again
 
-Nothing of it names the machine or its folders. Of a DrQ-v2 agent the target critic stays behind: it is for learning.
+Nothing of it names the machine or its folders. Of a DrQ-v2 agent the target critic stays behind, which is for learning,
+and where an average of the weights acts in evaluation, it alone keeps all digits.
 """
 
 import dataclasses
@@ -33,6 +34,7 @@ from world_model.files import read_json, reading
 from world_model.hub import push
 
 # What a machine has its own values of.
+ACTING = "average."
 OF_A_MACHINE = {"run_root": "runs", "wandb": False}
 
 
@@ -92,6 +94,8 @@ def weights(folder: Path, to: Path) -> None:
     trained = open_run(str(folder))
     saved = trained.policy.checkpoint
     agent = {name: value for name, value in saved.load(AGENT).items() if name.split(".")[0] != TARGET_CRITIC}
+    if any(name.startswith(ACTING) for name in agent):
+        agent = {name: value if name.startswith(ACTING) else value.bfloat16() for name, value in agent.items()}
     checkpoints.save(to / CHECKPOINTS, saved.frame, {AGENT: agent})
     if trained.settings.agent != "mbpo":
         return

@@ -184,6 +184,19 @@ def test_a_published_run_is_watched_and_verified_and_names_no_machine(
     assert "has no eval.csv" in typed(publish.main, f"run={tmp_path}")[2]
 
 
+def test_what_acts_in_evaluation_keeps_all_digits(run_root: Path, tmp_path: Path, typed: Command) -> None:
+    typed(train.main, *tiny(run_root, "agent=drqv2", "drqv2.actor_average=0.9", "num_train_frames=80"))
+    run, kept = run_root / "toy/reach/drqv2/1", tmp_path / "reach/drqv2/1"
+    assert typed(publish.main, f"run={run}", f"out={tmp_path}")[0] == 0
+    before, after = load(run).agent.weights(), load(kept).agent.weights()
+    for name, value in after.items():
+        if name.startswith("average."):
+            assert torch.equal(value, before[name])
+        elif not name.startswith("critic_target."):
+            assert torch.equal(value, before[name].bfloat16().float())
+    assert typed(verify.main, f"run={kept}", "device=cpu")[1].startswith("the same: ")
+
+
 def test_a_run_is_pushed_to_the_hub_and_loaded_by_its_name(
     finished: Path, tmp_path: Path, typed: Command, monkeypatch: pytest.MonkeyPatch
 ):
