@@ -4,6 +4,7 @@ import asyncio
 import logging
 import resource
 import socket
+import threading
 import time
 from pathlib import Path
 
@@ -252,12 +253,14 @@ def test_a_page_that_stops_reading_holds_nobody_up(tmp_path, monkeypatch, caplog
 
 
 def test_too_many_messages_at_once_are_dropped(session):
-    session.call(lambda conduct: time.sleep(0.5))
+    busy = threading.Event()
+    session.call(lambda conduct: busy.wait(30))
 
     async def scenario(client, tab):
         for _ in range(400):
             await tab.say("run", on=False)
         await tab.until(lambda told: tab.complaints)
+        busy.set()
         assert tab.complaints[0] == "too many messages at once"
         await answers(client, tab)
 

