@@ -14,6 +14,7 @@ from tqdm import trange
 from agents import Agent, TransitionBatch
 from mbrl.experiment.checkpoints import Checkpoint
 from mbrl.experiment.run import Run, stream_seed
+from mbrl.gate import Gate
 from mbrl.replay import ReplayBuffer
 from mbrl.rollout import dream
 from mbrl.session import Session
@@ -28,6 +29,7 @@ class MBPO:
         self.world = WorldTraining(self.session)
         decisions = s.imagined_buffer_frames // s.action_repeat
         self.imagined: ReplayBuffer = self.session.make_buffer("imagined", decisions, s.rollout_horizon)
+        self.gate = Gate(s.dream_gate)
         self.generator = torch.Generator(device).manual_seed(stream_seed(s.seed, "dreams"))
         # The two keys count in different clocks: frames of dreams, and frames between two batches of them.
         imagined_frames = s.rollout_batch * s.rollout_horizon * s.action_repeat
@@ -60,7 +62,7 @@ class MBPO:
                 if session.due(s.rollout_every_frames):
                     self.dream(self.agent)
                 # Act.
-                session.act(self.agent)
+                self.act()
             if session.log_due:
                 self.join()
             session.run.step(session.frame)
@@ -88,10 +90,21 @@ class MBPO:
         if session.collector.between_episodes:
             self.save()  # so that this need not be done again
 
+    def act(self) -> None:
+        """One decision in the real environment; the episode that ends with it says whether dreams can be trusted."""
+        session, s = self.session, self.session.settings
+        episode = session.act(self.agent)
+        if episode is None or not self.imagines or not self.gate.least:
+            return
+        with self.world.still(), session.run.timed("dream_s"):
+            self.gate.judge(
+                self.world.model, episode, s.rollout_horizon, stream_seed(s.seed, "gate", session.frame)
+            )
+
     def dream(self, agent: Agent) -> None:
         """Roll the world model out from real states, under `agent`, into the imagined buffer."""
         session, s = self.session, self.session.settings
-        if not self.imagines:
+        if not self.imagines or not self.gate.open:
             return
         with self.world.still(), session.run.timed("dream_s"):
             episodes = dream(
@@ -111,7 +124,8 @@ class MBPO:
 
     def mixed_batch(self, size: int) -> TransitionBatch:
         """`real_ratio` of a batch from reality, the rest from dreams (once there are any)."""
-        real = round(size * self.session.settings.real_ratio) if len(self.imagined) else size
+        dreams = len(self.imagined) and self.gate.open
+        real = round(size * self.session.settings.real_ratio) if dreams else size
         self.session.run.record("imagined", {"batch_share": 1 - real / size})
         parts = [self.replay.sample(real)] if real else []
         if real < size:
@@ -138,7 +152,11 @@ class MBPO:
             | self.world.parts()
             | {
                 "imagined.pt": self.imagined.state_dict(with_episodes=True),
-                "dreams.pt": {"generator": self.generator.get_state(), "initialised": self.initialised},
+                "dreams.pt": {
+                    "generator": self.generator.get_state(),
+                    "initialised": self.initialised,
+                    "gate": self.gate.state(),
+                },
             }
         )
 
@@ -149,3 +167,4 @@ class MBPO:
             dreams = saved.load("dreams.pt")
             self.generator.set_state(dreams["generator"])
             self.initialised = dreams["initialised"]
+            self.gate.load_state(dreams.get("gate", []))

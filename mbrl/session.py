@@ -133,12 +133,13 @@ class Session:
         """Whether a multiple of `every_frames` has been reached with the last decision."""
         return is_due(self.frame, every_frames, self.settings.action_repeat)
 
-    def act(self, agent: Agent) -> None:
-        """One decision in the real environment."""
+    def act(self, agent: Agent) -> Episode | None:
+        """One decision in the real environment; the episode that ended with it."""
         with self.run.timed("act_s"):
             episode = self.collector.act(agent)
         if self.settings.imitate_successes and episode is not None and succeeded(episode):
             self.demonstrate(episode)
+        return episode
 
     def demonstrate(self, episode: Episode) -> None:
         """Imitate an episode up to `demonstration_tail` decisions after its first success."""

@@ -15,6 +15,7 @@ from mbrl.experiment.settings import UserError, load, to_dict
 IMAGINATION = {
     "world_model",
     "real_ratio",
+    "dream_gate",
     "imagined_buffer_frames",
     "initial_model_updates",
     "initial_rollouts",
@@ -42,7 +43,7 @@ UNUSED = {
     "drqv2": frozenset({"dreamerv3"} | IMAGINATION | PLANNING),
     "dreamerv3": frozenset({"drqv2"} | IMAGINATION | TRANSITIONS | PLANNING),
     "mpc": frozenset(
-        {"drqv2", "dreamerv3", "real_ratio", "imagined_buffer_frames", "initial_rollouts", "rollout_every_frames"}
+        {"drqv2", "dreamerv3", "real_ratio", "dream_gate", "imagined_buffer_frames", "initial_rollouts", "rollout_every_frames"}
         | {"rollout_batch"}
         | TRANSITIONS - {"discount"}
     ),

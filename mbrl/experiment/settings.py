@@ -120,6 +120,7 @@ class Settings:
     agent_updates_per_decision: Annotated[float, Range(0, 1000)]
     # imagination
     real_ratio: Fraction  # share of real transitions in an agent batch; 1 never dreams again
+    dream_gate: Fraction  # least correlation of rewards dreamt of new episodes for dreams to be learned from; 0: none
     imagined_buffer_frames: Positive
     initial_model_updates: Count
     initial_rollouts: Count
