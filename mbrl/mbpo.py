@@ -6,6 +6,7 @@ Sources: iVideoGPT (Wu et al., arXiv 2405.15223, section 4.3 and appendix A.5), 
 DrQ-v2 (Yarats et al., arXiv 2107.09645). What is not special to MBPO is in `mbrl/session.py`.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -97,9 +98,10 @@ class MBPO:
         if episode is None or not self.imagines or not self.gate.least:
             return
         with self.world.still(), session.run.timed("dream_s"):
-            self.gate.judge(
-                self.world.model, episode, s.rollout_horizon, stream_seed(s.seed, "gate", session.frame)
-            )
+            seed = stream_seed(s.seed, "gate", session.frame)
+            self.gate.judge(self.world.model, episode, s.rollout_horizon, seed)
+        if not math.isnan(self.gate.correlation):
+            session.run.record("imagined", {"gate_correlation": self.gate.correlation})
 
     def dream(self, agent: Agent) -> None:
         """Roll the world model out from real states, under `agent`, into the imagined buffer."""

@@ -192,9 +192,10 @@ def test_a_run_with_another_world_model_resumes_bit_for_bit(run_root, kind, monk
     whole = train(run_root / "whole", *keys)
 
     def until_90(self, agent):
-        act(self, agent)
+        episode = act(self, agent)
         if self.frame == 90:
             raise KeyboardInterrupt
+        return episode
 
     with monkeypatch.context() as patch:
         patch.setattr(Session, "act", until_90)
