@@ -43,8 +43,8 @@ UNUSED = {
     "drqv2": frozenset({"dreamerv3"} | IMAGINATION | PLANNING),
     "dreamerv3": frozenset({"drqv2"} | IMAGINATION | TRANSITIONS | PLANNING),
     "mpc": frozenset(
-        {"drqv2", "dreamerv3", "real_ratio", "dream_gate", "imagined_buffer_frames", "initial_rollouts", "rollout_every_frames"}
-        | {"rollout_batch"}
+        {"drqv2", "dreamerv3", "real_ratio", "dream_gate", "imagined_buffer_frames", "initial_rollouts"}
+        | {"rollout_every_frames", "rollout_batch"}
         | TRANSITIONS - {"discount"}
     ),
     "uniform": frozenset({"drqv2", "dreamerv3"} | IMAGINATION | TRANSITIONS | PLANNING),
