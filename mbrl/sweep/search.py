@@ -124,7 +124,11 @@ class Search:
             load_if_exists=True,
             pruner=optuna.pruners.MedianPruner(STARTUP_TRIALS) if sweep.pruning else optuna.pruners.NopPruner(),
         )
-        self._check_same_search()
+        try:
+            self._check_same_search()
+        except UserError:
+            self._lock.close()  # at once, not when the error is forgotten
+            raise
         # Begun with one seed, a search that goes on would draw the same again.
         self.study.sampler = optuna.samplers.TPESampler(seed=self._asked(), constant_liar=True)
         cut_off = self.trials(TrialState.RUNNING)
