@@ -5,7 +5,7 @@ then looks for. So each episode that ends is first dreamt under the actions that
 agent's batches only while the rewards dreamt of the newest episodes correlate with what was earned (`dream_gate`).
 """
 
-from collections import deque
+import math
 
 import torch
 from torch import Tensor
@@ -13,7 +13,6 @@ from torch import Tensor
 from mbrl.rollout import to_clips
 from mbrl.validate import cut_clips
 from world_model import Episode, WorldModel, imagine
-from world_model.api import StartOptions
 from world_model.metrics import correlation
 
 EPISODES = 5  # over whose rewards the correlation is taken
@@ -21,19 +20,14 @@ CLIPS = 8  # dreamt of each
 
 
 class Gate:
-    """Args: `least`, the correlation from which on it is open; 0 leaves it open always."""
+    """Open while the `correlation` of dreamt and true rewards of the newest episodes is `least` or more, or that is 0.
+
+    The correlation is NaN while there is none to be had.
+    """
 
     def __init__(self, least: float) -> None:
         self.least = least
-        self._judged: deque[tuple[Tensor, Tensor]] = deque(maxlen=EPISODES)  # rewards, dreamt and true
-
-    @property
-    def correlation(self) -> float:
-        """Of dreamt and true rewards of the newest episodes; NaN while there is none to be had."""
-        if not self._judged:
-            return float("nan")
-        dreamt, true = (torch.cat(rewards) for rewards in zip(*self._judged, strict=True))
-        return correlation(dreamt, true)
+        self.load_state([])
 
     @property
     def open(self) -> bool:
@@ -41,24 +35,23 @@ class Gate:
 
     @torch.no_grad()
     def judge(self, world: WorldModel, episode: Episode, horizon: int, seed: int) -> None:
-        """Dream `CLIPS` windows of an episode that the model has not learned from; the draws come from `seed`."""
+        """Dream `CLIPS` windows of an episode that the model has not learned from; `seed` chooses them."""
         known = world.context_length
-        cut = cut_clips([episode], CLIPS, known + horizon, seed)
+        cut = cut_clips([episode], CLIPS, known + horizon, seed, known)
         if cut is None:
             return
         clips, origins = to_clips(cut[0], world.device), cut[1]
-        origins = origins and [origin._replace(decision=origin.decision + known - 1) for origin in origins]
+        actions, true = clips.actions[:, known - 1 : -1], clips.rewards[:, known - 1 : -1]
         # The likeliest tokens: what is asked is what the model knows, not how it varies.
-        options = StartOptions(
-            temperature=0.0, top_k=1, generator=torch.Generator(world.device).manual_seed(seed), origins=origins
-        )
-        actions = clips.actions[:, known - 1 : -1]
-        dream = imagine(world, clips.frames[:, :known], actions, horizon, **options)
+        dream = imagine(world, clips.frames[:, :known], actions, horizon, temperature=0.0, origins=origins)
         assert dream.rewards is not None, "make_world takes no model without a reward head"
-        self._judged.append((dream.rewards.float().cpu().flatten(), clips.rewards[:, known - 1 : -1].cpu().flatten()))
+        self.load_state([*self._judged, (dream.rewards.float().cpu(), true.cpu())])
 
     def state(self) -> list[tuple[Tensor, Tensor]]:
-        return list(self._judged)
+        return self._judged
 
     def load_state(self, state: list[tuple[Tensor, Tensor]]) -> None:
-        self._judged = deque(state, maxlen=EPISODES)
+        """Rewards of one episode after the other, dreamt and true, each (CLIPS, horizon); the newest count."""
+        self._judged = state[-EPISODES:]
+        rewards = [torch.cat(kind) for kind in zip(*self._judged, strict=True)]
+        self.correlation = correlation(*rewards) if rewards else math.nan

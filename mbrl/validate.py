@@ -27,9 +27,10 @@ SEEN = 5  # frames that a model with a memory sees before it dreams
 
 
 def cut_clips(
-    episodes: Sequence[Episode], count: int, length: int, seed: int
+    episodes: Sequence[Episode], count: int, length: int, seed: int, known: int = 1
 ) -> tuple[Clips, list[Origin] | None] | None:
-    """`count` windows of `length` frames with uint8 frames, and the origins of their first frames where all are known.
+    """`count` windows of `length` frames with uint8 frames, and where all are known the origins of the last frame of
+    their context, which is `known` frames long.
 
     None if no episode is long enough.
     """
@@ -45,7 +46,7 @@ def cut_clips(
         actions.append(np.pad(episode.actions[start : start + length - 1], ((0, 1), (0, 0))))
         rewards.append(np.pad(episode.rewards[start : start + length - 1], (0, 1)))
         if episode.seed is not None:
-            origins.append(Origin(episode.seed, episode.actions, start))
+            origins.append(Origin(episode.seed, episode.actions, start + known - 1))
     clips = Clips(*(torch.from_numpy(np.stack(field)) for field in (frames, actions, rewards)))
     return clips, origins if len(origins) == count else None
 
@@ -68,11 +69,10 @@ def validate(
     Without an episode long enough there are no metrics and no video.
     """
     known = world.context_length
-    cut = cut_clips(episodes, CLIPS, known + horizon, seed)
+    cut = cut_clips(episodes, CLIPS, known + horizon, seed, known)
     if cut is None:
         return {}, None
-    segments, firsts = cut
-    origins = firsts and [origin._replace(decision=origin.decision + known - 1) for origin in firsts]
+    segments, origins = cut
     if goal:
         segments = segments.map(lambda field: goal_first(field)[0])
     clips = to_clips(segments, world.device)
