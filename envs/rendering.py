@@ -6,8 +6,9 @@ experiments; "fast" leaves out shadows, reflections and multisampling, and is ab
 """
 
 import atexit
+import contextlib
 import ctypes
-import importlib
+import importlib.util
 import os
 import sys
 import weakref
@@ -37,6 +38,7 @@ def choose_backend() -> str:
     Raises:
         MissingGL: nothing can draw here; the line names the command that changes that.
     """
+    _load_triton_first()
     wanted = os.environ.get("MUJOCO_GL", "").lower().strip()
     if wanted in ("disable", "disabled", "off", "false", "0"):
         raise MissingGL(f"MUJOCO_GL={wanted} turns drawing off, but images are needed; unset it")
@@ -55,6 +57,18 @@ def choose_backend() -> str:
             os.environ["MUJOCO_GL"] = backend
             return backend
     raise MissingGL(f"no OpenGL library for drawing without a screen; {_INSTALL_HINT}")
+
+
+def _load_triton_first() -> None:
+    """Load the library of triton, which CUDA builds of torch bring, before an OpenGL driver.
+
+    Both triton and Mesa's software driver carry LLVM. Seen with triton 3.7.1 and Mesa 22.3: the process dies where
+    torch imports triton after the first image was drawn; the other way round both work. It takes 30 ms.
+    """
+    found = importlib.util.find_spec("triton")
+    for folder in found.submodule_search_locations or () if found else ():
+        with contextlib.suppress(OSError):
+            ctypes.CDLL(os.path.join(folder, "_C", "libtriton.so"))
 
 
 def _egl_works() -> bool:

@@ -14,7 +14,7 @@ from mbrl.experiment.run import stream_seed
 from mbrl.experiment.settings import Settings, UserError
 from mbrl.plan.agent import PlanningAgent
 from mbrl.replay import ReplayBuffer
-from mbrl.simulator import SimulatorWorld
+from mbrl.world.simulator import SimulatorWorld
 from world_model import IVideoGPT, WeightsError, WorldModel
 from world_model.hub import fetch, model_in
 from world_model.ivideogpt.config import LearnerConfig, Rhythm

@@ -11,7 +11,7 @@ from agents import DreamerV3, StreamBatch
 from mbrl.experiment.checkpoints import Checkpoint
 from mbrl.experiment.run import Run, stream_seed
 from mbrl.session import Session
-from mbrl.validate import validate_dreamer
+from mbrl.world.validate import validate_dreamer
 
 
 class Dreamer:

@@ -15,11 +15,11 @@ from tqdm import trange
 from agents import Agent, TransitionBatch
 from mbrl.experiment.checkpoints import Checkpoint
 from mbrl.experiment.run import Run, stream_seed
-from mbrl.gate import Gate
 from mbrl.replay import ReplayBuffer
 from mbrl.rollout import dream
 from mbrl.session import Session
-from mbrl.world_training import WorldTraining
+from mbrl.world.gate import Gate
+from mbrl.world.training import WorldTraining
 
 
 class MBPO:

@@ -12,7 +12,7 @@ from mbrl.experiment.checkpoints import Checkpoint
 from mbrl.experiment.run import Run
 from mbrl.plan.agent import PlanningAgent, plan_for_rewards
 from mbrl.session import Session
-from mbrl.world_training import WorldTraining
+from mbrl.world.training import WorldTraining
 
 
 class MPC:

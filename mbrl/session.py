@@ -243,7 +243,7 @@ class Session:
         self._saved = self.frame
 
     def log_world_model(self, metrics: Mapping[str, float], grid: NDArray[np.uint8] | None) -> None:
-        """Metrics of a world model and its dreams beside reality, of `mbrl.validate`."""
+        """Metrics of a world model and its dreams beside reality, of `mbrl.world.validate`."""
         self.run.log(self.frame, {f"world_model/{name}": value for name, value in metrics.items()})
         if grid is not None:
             self.run.log_video("imagined/dream", self.frame, encode_gif(grid, fps=3))

@@ -19,7 +19,7 @@ from mbrl.experiment.command import command
 from mbrl.experiment.logger import EVAL
 from mbrl.experiment.run import stream_seed
 from mbrl.experiment.settings import Device, Folder, UserError, load_plain, pick_device
-from mbrl.trained import Trained, open_run
+from mbrl.interop.trained import Trained, open_run
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,13 +17,13 @@ from tiny import tiny
 
 from mbrl.build import make_env, make_world
 from mbrl.experiment.settings import Settings, load
+from mbrl.interop.trained import Trained
 from mbrl.play.assemble import assemble
 from mbrl.play.conduct import Conduct, Parts, Status
 from mbrl.play.drive import Drive
 from mbrl.play.messages import Message
 from mbrl.play.server import make_app
 from mbrl.play.session import Session
-from mbrl.trained import Trained
 
 NOWHERE = Path("nowhere")
 SIZE = 3 * 32 * 32  # bytes of an image

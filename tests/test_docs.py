@@ -25,7 +25,7 @@ from mbrl.plan.plan import PlanSettings
 from mbrl.play.play import PlayOptions, parts_of
 from mbrl.predict.predict import PredictSettings
 from mbrl.pretrain.pretrain import PretrainSettings
-from mbrl.publish import PublishOptions
+from mbrl.publish.publish import PublishOptions
 from mbrl.study.study import Study, StudySettings
 from mbrl.sweep import runs, search
 from mbrl.verify import VerifyOptions

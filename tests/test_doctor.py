@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import envs
-from mbrl import doctor
+from mbrl.doctor import doctor
 
 
 def test_report_on_this_machine(capsys: pytest.CaptureFixture[str]) -> None:

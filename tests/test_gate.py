@@ -9,8 +9,8 @@ import pytest
 import torch
 from tiny import checkpoints, copy_of, different, tiny, train
 
-from mbrl.gate import CLIPS, EPISODES, Gate
 from mbrl.train import main
+from mbrl.world.gate import CLIPS, EPISODES, Gate
 from world_model import Episode
 from world_model.api import Dream
 
@@ -31,7 +31,7 @@ def promised(monkeypatch: pytest.MonkeyPatch) -> None:
         frames = context[:, -1:].expand(-1, horizon, -1, -1, -1)
         return Dream(frames, actions, {"reward": world.factor * actions[..., 0]}, None)
 
-    monkeypatch.setattr("mbrl.gate.imagine", imagine)
+    monkeypatch.setattr("mbrl.world.gate.imagine", imagine)
 
 
 def episode(seed: int, decisions: int = 20) -> Episode:

@@ -12,8 +12,8 @@ from mbrl.collector import record
 from mbrl.replay import ReplayBuffer
 from mbrl.rollout import to_float, to_uint8
 from mbrl.session import Session
-from mbrl.simulator import SimulatorWorld
-from mbrl.validate import validate
+from mbrl.world.simulator import SimulatorWorld
+from mbrl.world.validate import validate
 from tests.tiny import different, train
 from tests.tiny_world import make_clips
 from world_model import Origin, WeightsError, imagine

@@ -152,7 +152,7 @@ def overrides(data, out, *more):
 
 def test_pre_training_without_actions_and_rewards(data, tmp_path, typed, monkeypatch):
     """Of data that has both, from a checkpoint that has both, with one frame given instead of two."""
-    monkeypatch.setattr("mbrl.validate.CLIPS", 4)
+    monkeypatch.setattr("mbrl.world.validate.CLIPS", 4)
     given = overrides(data, tmp_path / "out", "actions=false", "rewards=false", "context_length=1")
     code, _, error = typed(pretrain.main, *given)
     assert (code, error) == (0, "")

@@ -25,7 +25,7 @@ from mbrl.experiment.command import command
 from mbrl.experiment.episodes import EpisodeStore
 from mbrl.experiment.run import Run, stored_settings
 from mbrl.experiment.settings import UserError, load
-from mbrl.world_training import WorldTraining
+from mbrl.world.training import WorldTraining
 
 
 def contents(folder: Path) -> dict[Path, bytes]:

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from tiny_world import LEARNER, make_clips, make_model
 from together import together, without_dropout
 
-from mbrl.validate import validate
+from mbrl.world.validate import validate
 from world_model import Episode
 from world_model.ivideogpt import parallel
 from world_model.ivideogpt.adversary import DiscriminatorConfig

@@ -8,8 +8,8 @@ import pytest
 from playing import answers, served, session_of, status, visit
 
 from mbrl.experiment.settings import UserError
+from mbrl.interop.trained import open_run
 from mbrl.play import server
-from mbrl.trained import open_run
 
 
 @pytest.fixture

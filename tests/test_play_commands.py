@@ -17,13 +17,14 @@ import torch
 from playing import make_conduct, say, settings_of
 from tiny import Command, checkpoints, tiny
 
-from mbrl import publish, train, verify
+from mbrl import train, verify
 from mbrl.compare.stats import wilson
 from mbrl.experiment import demonstrations
 from mbrl.experiment.episodes import EpisodeStore
 from mbrl.experiment.settings import UserError
 from mbrl.interop import load
 from mbrl.play import play
+from mbrl.publish import publish
 from world_model import IVideoGPT
 
 # -- demonstrations ----------------------------------------------------------------------------------------------------

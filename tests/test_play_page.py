@@ -11,7 +11,7 @@ from tiny import Command, tiny
 
 from mbrl import train
 from mbrl.experiment.episodes import EpisodeStore
-from mbrl.trained import open_run
+from mbrl.interop.trained import open_run
 
 driver = pytest.importorskip("playwright.sync_api", reason="no browser driver here: pip install '.[browser]'")
 OPTIONS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]

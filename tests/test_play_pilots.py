@@ -8,9 +8,9 @@ import torch
 from playing import garbage, make_conduct, make_drive, say
 
 from mbrl.experiment.settings import UserError
+from mbrl.interop.trained import open_run
 from mbrl.play.messages import BadMessage, read
 from mbrl.play.pilots import Learned, PlanAhead, TakenBack
-from mbrl.trained import open_run
 
 
 @pytest.fixture(scope="module")

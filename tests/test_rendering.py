@@ -170,6 +170,22 @@ class TestChooseBackend:
         with pytest.raises(envs.MissingGL, match="did you mean 'osmesa'"):
             rendering.choose_backend()
 
+    def test_triton_is_loaded_before_any_driver(self, tmp_path):
+        """After Mesa's LLVM that of triton ends the process: seen with a CUDA build of torch and no GPU."""
+        (tmp_path / "triton/_C").mkdir(parents=True)
+        self.monkeypatch.syspath_prepend(tmp_path)
+        self.monkeypatch.delitem(sys.modules, "triton", raising=False)
+        loaded = []
+        self.monkeypatch.setattr(rendering.ctypes, "CDLL", lambda path: loaded.append(path))
+        self.monkeypatch.setitem(rendering._PROBES, "egl", lambda: loaded.append("egl") or True)
+        assert rendering.choose_backend() == "egl"
+        assert loaded == [str(tmp_path / "triton/_C/libtriton.so"), "egl"]
+
+    def test_a_triton_that_does_not_load_is_left_alone(self, tmp_path):
+        (tmp_path / "triton").mkdir()
+        self.monkeypatch.syspath_prepend(tmp_path)
+        assert rendering.choose_backend() == "egl"
+
     def test_drawing_turned_off(self):
         self.monkeypatch.setenv("MUJOCO_GL", "disable")
         with pytest.raises(envs.MissingGL, match="turns drawing off"):

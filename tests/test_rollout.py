@@ -14,7 +14,7 @@ from tiny import tiny, train
 from torch import Tensor
 
 from agents import Uniform
-from mbrl import mbpo, world_training
+from mbrl import mbpo
 from mbrl.collector import Collector
 from mbrl.evaluate import Evaluation
 from mbrl.experiment.run import Run, stream_seed
@@ -23,7 +23,8 @@ from mbrl.mbpo import MBPO
 from mbrl.replay import ReplayBuffer, Starts
 from mbrl.rollout import dream, to_float, to_uint8
 from mbrl.session import Session
-from mbrl.validate import CLIPS, cut_clips, validate
+from mbrl.world import training as world_training
+from mbrl.world.validate import CLIPS, cut_clips, validate
 from world_model import Clips, Dream, Episode
 from world_model.api import FrameRollout
 

@@ -55,7 +55,7 @@ def model(tmp_path_factory):
 @pytest.fixture
 def studied(data, model, tmp_path, typed, monkeypatch):
     """Type `python -m mbrl.study study=<name> ...`; the rows of its table, and its folder."""
-    monkeypatch.setattr("mbrl.validate.CLIPS", 2)
+    monkeypatch.setattr("mbrl.world.validate.CLIPS", 2)
 
     def run(name: str, *more: str):
         overrides = dict(

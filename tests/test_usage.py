@@ -10,15 +10,17 @@ from tiny import Command, Shell
 import envs
 from benchmarks import bench
 from mbrl import __main__ as listing
-from mbrl import doctor, evaluate, publish, resume, tasks, train, verify
+from mbrl import evaluate, resume, tasks, train, verify
 from mbrl.compare import compare
 from mbrl.data import data
+from mbrl.doctor import doctor
 from mbrl.experiment.settings import CONFIG_DIR, flatten, load, to_dict
 from mbrl.experiment.usage import entries, verbs
 from mbrl.plan import plan
 from mbrl.play import play
 from mbrl.predict import predict
 from mbrl.pretrain import pretrain
+from mbrl.publish import publish
 from mbrl.study import study
 from mbrl.sweep import sweep
 from world_model.ivideogpt.config import LearnerConfig

@@ -22,7 +22,7 @@ from agents.seeding import substreams
 from mbrl.experiment.settings import UserError
 from mbrl.plan.scores import MAX_ROWS, Measure, Score, rewards, score
 from mbrl.rollout import to_float, to_uint8
-from mbrl.simulator import SimulatorWorld
+from mbrl.world.simulator import SimulatorWorld
 from world_model import WorldModel
 from world_model.api import Rollout
 

@@ -15,7 +15,7 @@ from mbrl.build import ENDLESS, find_pretrained
 from mbrl.experiment.run import stream_seed
 from mbrl.experiment.settings import UserError
 from mbrl.predict.models import load_predictor
-from mbrl.simulator import SimulatorWorld
+from mbrl.world.simulator import SimulatorWorld
 from world_model.api import Origin, Rollout
 
 if TYPE_CHECKING:

@@ -8,12 +8,12 @@ from mbrl.build import make_env
 from mbrl.experiment import demonstrations
 from mbrl.experiment.episodes import EpisodeStore
 from mbrl.experiment.settings import Settings, UserError, pick_device
+from mbrl.interop.trained import Trained, world_of
 from mbrl.play.conduct import Parts, Source
 from mbrl.play.controls import levers
 from mbrl.play.drive import Drive
 from mbrl.play.pilots import Expert, Learned, Pilot, PlanAhead
 from mbrl.replay import Episode
-from mbrl.trained import Trained, world_of
 
 
 def assemble(

@@ -13,7 +13,7 @@ from mbrl.experiment.settings import flatten, to_dict
 from mbrl.experiment.stored_config import write_config, write_text
 from mbrl.experiment.video import encode_gif
 from mbrl.pretrain.settings import FREE_KEYS, PretrainSettings, of_another_kind
-from mbrl.validate import validate
+from mbrl.world.validate import validate
 from world_model import Episode, WorldModel
 from world_model.data import ClipDataset
 

@@ -15,7 +15,6 @@ import torch
 import envs
 from envs.rendering import choose_backend
 from mbrl.build import environment_keywords, local_weights
-from mbrl.experiment.command import command
 from mbrl.experiment.provenance import provenance
 from mbrl.experiment.settings import Settings, load, pick_device
 from world_model.precision import computes_in_bf16
@@ -105,7 +104,3 @@ def _weight_lines(settings: Settings) -> list[str]:
         else:
             lines.append(f"{name}: found in {folder.resolve()} ({key})")
     return lines
-
-
-if __name__ == "__main__":
-    command(main)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mbrl.rollout import to_clips
-from mbrl.validate import cut_clips
+from mbrl.world.validate import cut_clips
 from world_model import Episode, WorldModel, imagine
 from world_model.metrics import correlation
 

@@ -24,12 +24,11 @@ from mbrl.build import make_env
 from mbrl.compare.results import evaluations
 from mbrl.compare.stats import wilson
 from mbrl.experiment import checkpoints
-from mbrl.experiment.command import command
 from mbrl.experiment.logger import EVAL
 from mbrl.experiment.run import CHECKPOINTS, PROVENANCE
 from mbrl.experiment.settings import Folder, UserError, load_plain
 from mbrl.experiment.stored_config import read_config, write_config, write_text
-from mbrl.trained import AGENT, LEFT, open_run, world_of
+from mbrl.interop.trained import AGENT, LEFT, open_run, world_of
 from world_model.files import read_json, reading
 from world_model.hub import push
 
@@ -144,7 +143,3 @@ Made at commit `{start["commit"]}` with torch {start["versions"]["torch"]}, by
 {shlex.join(["python", "-m", "mbrl.train", *start["command"]])}
 ```
 """
-
-
-if __name__ == "__main__":
-    command(main)

@@ -17,7 +17,7 @@ from mbrl.experiment.run import stream_seed
 from mbrl.experiment.settings import UserError
 from mbrl.rollout import RealClips
 from mbrl.session import Session
-from mbrl.validate import validate
+from mbrl.world.validate import validate
 
 LOG_UPDATES = 50  # updates between two lines of the log while the world model is first trained
 

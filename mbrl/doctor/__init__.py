@@ -1,0 +1,1 @@
+"""What this machine has: `python -m mbrl.doctor`."""

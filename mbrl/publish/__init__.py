@@ -1,0 +1,1 @@
+"""Of a run what others need: `python -m mbrl.publish`."""
