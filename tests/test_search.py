@@ -3,9 +3,11 @@
 import csv
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import optuna
@@ -115,6 +117,37 @@ def test_a_search_knows_itself_again(run_root: Path, typed: Command, monkeypatch
     second.work_off()
     assert len(second.study.get_trials()) == 2
     assert len(played) == 2
+
+
+def told(path: Path, statement: str) -> None:
+    with sqlite3.connect(path) as database:
+        database.execute(statement)
+
+
+HARMS: dict[str, Callable[[Path], object]] = {
+    "no database": lambda path: path.write_bytes(b"x" * 5000),
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "other columns": lambda path: told(path, "ALTER TABLE trials RENAME COLUMN state TO x"),
+    "another shape": lambda path: told(path, "UPDATE study_user_attributes SET value_json = '[1]'"),
+    "no JSON": lambda path: told(path, "UPDATE study_user_attributes SET value_json = '{'"),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+}
+
+
+def test_a_damaged_study_is_refused_in_one_line_and_let_go(run_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "PAUSE_S", 0)
+    first, _ = begun(run_root, 1)
+    first.work_off()
+    first._lock.close()
+    path = first.folder / search.STUDY
+    whole = path.read_bytes()
+    for name, harm in HARMS.items():  # were the lock not let go, it would be "another process" from the second on
+        path.write_bytes(whole)
+        harm(path)
+        with pytest.raises(search.UserError, match=r"study.db cannot be read") as caught:
+            begun(run_root, 2)
+        assert "\n" not in str(caught.value), name
+        assert len(str(caught.value)) < 400, name
 
 
 def test_a_failed_run_fails_its_trial(run_root: Path, typed: Command) -> None:

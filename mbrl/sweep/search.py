@@ -25,18 +25,23 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
+from optuna.exceptions import OptunaError
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 from tqdm import tqdm
 
 from mbrl.compare.results import NothingThere, evaluations
 from mbrl.experiment.logger import EVAL
 from mbrl.experiment.run import is_finished, lock_folder
-from mbrl.experiment.settings import UserError
+from mbrl.experiment.settings import UserError, first_line
 from mbrl.sweep.runs import Handle, PlannedRun, Start, SweepSettings, plan
 from mbrl.sweep.sweep import PAUSE_S, end
 
 FORMS = "write key=log(1e-5,1e-3), key=range(0,1), key=int(1,4) or key=a|b|c"
 STARTUP_TRIALS = 5  # before any is stopped
+STUDY = "study.db"
+# What Optuna raises where the file of a study is damaged.
+DAMAGED = (SQLAlchemyError, OptunaError, ValueError, LookupError, TypeError)
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 Space = dict[str, BaseDistribution]
@@ -116,26 +121,38 @@ class Search:
         self.folder = Path(plan(self.overrides)[1][0].settings.run_root) / "searches" / sweep.search_name
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = lock_folder(self.folder)
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.study = optuna.create_study(
-            storage=f"sqlite:///{self.folder.absolute() / 'study.db'}",
-            study_name=sweep.search_name,
-            direction="maximize",
-            load_if_exists=True,
-            pruner=optuna.pruners.MedianPruner(STARTUP_TRIALS) if sweep.pruning else optuna.pruners.NopPruner(),
-        )
         try:
-            self._check_same_search()
-        except UserError:
+            self._begin()
+        except BaseException:
             self._lock.close()  # at once, not when the error is forgotten
             raise
-        # Begun with one seed, a search that goes on would draw the same again.
-        self.study.sampler = optuna.samplers.TPESampler(seed=self._asked(), constant_liar=True)
-        cut_off = self.trials(TrialState.RUNNING)
-        self.active = [self._active(Trial(self.study, trial._trial_id), trial.intermediate_values) for trial in cut_off]
-        self.waiting = [(active, run) for active in self.active for run in active.runs if not is_finished(run.settings)]
         self.running: dict[int, tuple[Active, PlannedRun, Handle]] = {}
         self.failed: list[PlannedRun] = []
+
+    def _begin(self) -> None:
+        """Take up what the folder knows. Raises UserError: it is damaged, or it is another search."""
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        path, pruners = self.folder.absolute() / STUDY, optuna.pruners
+        pruner = pruners.MedianPruner(STARTUP_TRIALS) if self.sweep.pruning else pruners.NopPruner()
+        try:
+            self.study = optuna.create_study(
+                storage=f"sqlite:///{path}",
+                study_name=self.sweep.search_name,
+                direction="maximize",
+                load_if_exists=True,
+                pruner=pruner,
+            )
+            self._check_same_search()
+            # Begun with one seed, a search that goes on would draw the same again.
+            self.study.sampler = optuna.samplers.TPESampler(seed=self._asked(), constant_liar=True)
+            cut_off = self.trials(TrialState.RUNNING)
+        except DAMAGED as error:
+            raise UserError(
+                f"{path} cannot be read ({first_line(error)}): remove {self.folder} to start over"
+            ) from error
+        self.active = [self._active(Trial(self.study, trial._trial_id), trial.intermediate_values) for trial in cut_off]
+        runs = ((active, run) for active in self.active for run in active.runs)
+        self.waiting = [(active, run) for active, run in runs if not is_finished(run.settings)]
 
     def trials(self, *states: TrialState) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False, states=states)

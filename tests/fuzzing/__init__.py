@@ -55,7 +55,7 @@ def noise(folder: Path) -> None:
 
 
 def cases(scene: Scene, generator: random.Random, each: int) -> Iterator[Case]:
-    """About 750 with each=1, and that many more for each more."""
+    """About 750 with each=1 and 3,000 with each=8; from there on every key has had all its values."""
     yield from typed.numbers(generator, 2 * each)
     yield from typed.lines(generator, 15 * each)
     yield from typed.large()
