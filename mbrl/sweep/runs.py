@@ -1,10 +1,12 @@
 """The runs that a sweep's overrides mean, and what a launcher gives for each."""
 
+import contextlib
 import dataclasses
 import itertools
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Protocol
@@ -13,6 +15,9 @@ from mbrl.experiment.logger import METRICS
 from mbrl.experiment.run import LOG, run_folder
 from mbrl.experiment.settings import Name, Range, Seed, Settings, UserError, convert, load, load_plain
 from world_model.files import regular
+
+PAUSE_S = 0.5  # between two looks at the runs
+PATIENCE_S = 30.0  # for a run that was asked to stop; it loses nothing when it is killed after that
 
 MOST_RUNS = 10_000  # of a sweep
 SEARCH = "search"
@@ -85,6 +90,19 @@ class Handle(Protocol):
 
     def kill(self) -> None:
         """End it."""
+
+
+def end(handles: Sequence[Handle]) -> None:
+    """Lets what still runs stop by itself, for a while; another Ctrl-C shortens that."""
+    for handle in handles:
+        handle.stop()
+    with contextlib.suppress(KeyboardInterrupt):
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline and any(handle.poll() is None for handle in handles):
+            time.sleep(0.1)
+    for handle in handles:
+        if handle.poll() is None:
+            handle.kill()
 
 
 Start = Callable[[PlannedRun, int], Handle]  # the number is the place, of `jobs`, that the run takes

@@ -34,8 +34,7 @@ from mbrl.compare.results import NothingThere, evaluations
 from mbrl.experiment.logger import EVAL
 from mbrl.experiment.run import is_finished, lock_folder
 from mbrl.experiment.settings import UserError, first_line
-from mbrl.sweep.runs import Handle, PlannedRun, Start, SweepSettings, plan
-from mbrl.sweep.sweep import PAUSE_S, end
+from mbrl.sweep.runs import PAUSE_S, Handle, PlannedRun, Start, SweepSettings, end, plan
 
 FORMS = "write key=log(1e-5,1e-3), key=range(0,1), key=int(1,4) or key=a|b|c"
 STARTUP_TRIALS = 5  # before any is stopped

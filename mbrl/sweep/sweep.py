@@ -7,7 +7,6 @@ in its run folder. Finished runs are skipped, broken ones continue, a failed one
 itself stand in configs/sweep.yaml; `mbrl/sweep/slurm.py` sends the runs to a cluster.
 """
 
-import contextlib
 import dataclasses
 import os
 import signal
@@ -22,10 +21,7 @@ from tqdm import tqdm
 from mbrl.experiment.planned import dry_run, duration, pace
 from mbrl.experiment.run import is_finished, saved_frame
 from mbrl.experiment.settings import UserError
-from mbrl.sweep.runs import Handle, PlannedRun, Start, SweepSettings, plan
-
-PAUSE_S = 0.5  # between two looks at the runs
-PATIENCE_S = 30.0  # for a run that was asked to stop; it loses nothing when it is killed after that
+from mbrl.sweep.runs import PAUSE_S, Handle, PlannedRun, Start, SweepSettings, end, plan
 
 
 class LocalProcess:
@@ -103,19 +99,6 @@ def _reason(run: PlannedRun, code: int) -> str:
     if code < 0:
         return f"killed by {signal.Signals(-code).name}; is there enough memory?"
     return run.last_words().removeprefix("error: ")
-
-
-def end(handles: Sequence[Handle]) -> None:
-    """Lets what still runs stop by itself, for a while; another Ctrl-C shortens that."""
-    for handle in handles:
-        handle.stop()
-    with contextlib.suppress(KeyboardInterrupt):
-        deadline = time.monotonic() + PATIENCE_S
-        while time.monotonic() < deadline and any(handle.poll() is None for handle in handles):
-            time.sleep(0.1)
-    for handle in handles:
-        if handle.poll() is None:
-            handle.kill()
 
 
 def _search(sweep: SweepSettings, overrides: Sequence[str]) -> None:
