@@ -21,10 +21,11 @@ from .errors import (
     nearest,
 )
 from .suites import SUITES, Suite, canonical, make, packages_of, register, suite_of, task_names
-from .wrappers import PixelEnv, Simulator, Snapshot
+from .wrappers import Comparable, PixelEnv, Simulator, Snapshot
 
 __all__ = [
     "SUITES",
+    "Comparable",
     "EpisodeOver",
     "ExpertFailed",
     "InvalidAction",

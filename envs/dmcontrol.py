@@ -6,6 +6,8 @@ only when one of its tasks is made, and its images come from our own renderer.
 Reference: Tassa et al., dm_control, 2020; cameras: Yarats et al., DrQ-v2, ICLR 2022.
 """
 
+from typing import Any
+
 import numpy as np
 
 from .rendering import Renderer, camera_id, choose_backend
@@ -45,6 +47,9 @@ TASKS = {
 def usual_camera(task: str) -> int:
     """The camera that DrQ-v2 shows a task with."""
     return 2 if TASKS[task][0] == "quadruped" else 0
+
+
+ANGLE = 0.05  # radians: joints that far from those of a goal pose match it, in the protocol of stable-worldmodel
 
 
 class DMControl:
@@ -102,3 +107,20 @@ class DMControl:
         """Frees the OpenGL context."""
         self._renderer.close()
         self._env.close()
+
+
+class Reacher(DMControl):
+    """A two-link arm, whose poses can be goals.
+
+    Reference: `qpos_match` of stable-worldmodel, arXiv 2605.21800, with which LeWM (2603.19312) is judged.
+    """
+
+    def matches(self, snapshot: MujocoSnapshot) -> bool:
+        """Whether both joints are within 0.05 rad of the snapshot's, full turns aside; velocities do not count."""
+        apart = self._simulation.positions() - self._simulation.positions(snapshot)  # (2,)
+        return bool(np.abs((apart + np.pi) % (2 * np.pi) - np.pi).max() <= ANGLE)
+
+
+def load(task: str, **settings: Any) -> DMControl:
+    """The simulator of a task, see `DMControl`."""
+    return (Reacher if TASKS[task][0] == "reacher" else DMControl)(task, **settings)

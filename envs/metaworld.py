@@ -41,6 +41,11 @@ TASKS = tuple(
 )
 
 
+CLOSE = 0.05  # metres: hand and objects that far from those of a goal state are where they should be
+# In the state that the experts see: the hand, and the first and the second object (zeros where there is none), (x, y, z).
+_POSITIONS = ((0, 3), (4, 7), (11, 14))
+
+
 class MetaWorld:
     """One Meta-world task as a `Simulator`.
 
@@ -104,6 +109,15 @@ class MetaWorld:
         """Goes back to a snapshot of this task."""
         simulation, self._state = snapshot
         self._simulation.restore(simulation)
+
+    def matches(self, snapshot: tuple[MujocoSnapshot, np.ndarray]) -> bool:
+        """Whether hand and objects are within 5 cm each of the snapshot's.
+
+        Meta-world has no goals that are states, so this tolerance is ours. An object is what the task calls so: also the
+        handle of a door or a button.
+        """
+        _, state = snapshot
+        return all(np.linalg.norm(self._state[a:b] - state[a:b]) <= CLOSE for a, b in _POSITIONS)
 
     def expert_action(self, action_repeat: int) -> np.ndarray:
         """What Meta-world's scripted expert does in the present state: float32 (4,) in [-1, 1].

@@ -80,6 +80,22 @@ class OGBench:
         """Goes back to a snapshot of this task."""
         self._simulation.restore(snapshot)
 
+    def matches(self, snapshot: MujocoSnapshot) -> bool:
+        """Whether the cubes are within 4 cm of the snapshot's, and drawer, window and buttons as there.
+
+        The tolerances are OGBench's own; the arm may be anywhere.
+        """
+        now, then = self._simulation.positions(), self._simulation.positions(snapshot)
+        for i in range(self._env._num_cubes):
+            first = self._model.joint(f"object_joint_{i}").qposadr[0]
+            if np.linalg.norm(now[first : first + 3] - then[first : first + 3]) > CLOSE:
+                return False
+        if not hasattr(self._env, "_num_buttons"):
+            return True
+        slides = [self._model.joint(f"{name}_slide").qposadr[0] for name in ("drawer", "window")]
+        buttons = snapshot.attributes[0]["_cur_button_states"]
+        return bool(np.abs(now - then)[slides].max() <= CLOSE) and np.array_equal(self._env._cur_button_states, buttons)
+
     def expert_action(self, action_repeat: int) -> np.ndarray:
         """What OGBench's oracles do towards the first thing that is not in its place: float32 (5,) in [-1, 1]."""
         return _Expert(self._env, self._reached()).action()

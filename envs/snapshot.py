@@ -77,6 +77,13 @@ class MujocoState:
         self._mujoco.mj_setState(self._model, self._data, snapshot.physics, self._kind)  # it moved the warm start
         return another_episode
 
+    def positions(self, snapshot: MujocoSnapshot | None = None) -> np.ndarray:
+        """float64 (nq,), `qpos` of a snapshot, or of the present state: radians and metres, as the model has them."""
+        if snapshot is None:
+            return self._data.qpos.copy()
+        before = self._mujoco.mj_stateSize(self._model, self._mujoco.mjtState.mjSTATE_TIME)  # parts lie in order of bit
+        return snapshot.physics[before : before + self._model.nq]
+
     def _put_model(self, changes: Mapping[str, np.ndarray]) -> None:
         for name, (live, built) in self._arrays.items():
             np.copyto(live, changes.get(name, built))

@@ -62,7 +62,7 @@ SUITES = (
     Suite(
         name="dm_control",
         tasks=tuple(sorted(dmcontrol.TASKS)),
-        simulator=dmcontrol.DMControl,
+        simulator=dmcontrol.load,
         usual_camera=dmcontrol.usual_camera,
         episode_frames=1000,
         highest_reward=1.0,

@@ -67,6 +67,11 @@ class Toy:
         self.dot, goal = snapshot
         self._place_goal(goal)
 
+    def matches(self, snapshot: tuple[np.ndarray, np.ndarray]) -> bool:
+        """Whether the dot is within `RADIUS` of the snapshot's on both axes."""
+        dot, _ = snapshot
+        return bool(np.abs(self.dot - dot).max() <= RADIUS)
+
     def expert_action(self, action_repeat: int) -> np.ndarray:
         """The best action when it will be held for `action_repeat` frames: float32 (2,)."""
         return np.clip((self.goal - self.dot) / (SPEED * action_repeat), -1.0, 1.0).astype(np.float32)

@@ -6,7 +6,7 @@ out.
 """
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import gymnasium
 import numpy as np
@@ -48,6 +48,14 @@ class Simulator(Protocol):
 
     def close(self) -> None:
         """Frees what the simulator holds."""
+
+
+@runtime_checkable
+class Comparable(Protocol):
+    """A `Simulator` that can tell whether a goal state is reached. Not every one can."""
+
+    def matches(self, snapshot: Any) -> bool:
+        """Whether the present state is that of a snapshot of this task, as near as the task's own tolerance."""
 
 
 class Snapshot(NamedTuple):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import envs
-from envs import metaworld
+from envs import dmcontrol, metaworld, ogbench, toy
 from envs.snapshot import MujocoState
 from mbrl.collector import collect_demonstrations as collect
 
@@ -173,4 +173,64 @@ def test_a_snapshot_is_small():
     env.snapshot()
     snapshot = env.snapshot()
     assert len(pickle.dumps(snapshot.states)) < 10_000
+    env.close()
+
+
+@pytest.mark.parametrize(
+    ("task", "most"),
+    [
+        ("toy/reach", toy.RADIUS),
+        ("dm_control/reacher-easy", dmcontrol.ANGLE),
+        ("ogbench/cube-single", ogbench.CLOSE),
+        ("reach", metaworld.CLOSE),
+    ],
+)
+def test_a_state_matches_a_snapshot_within_its_tolerance(task, most):
+    env = envs.make(task, frame_stack=1, image_size=32)
+    env.reset(seed=1)
+    simulator = env.simulator
+    assert isinstance(simulator, envs.Comparable)
+    goal, other = simulator.snapshot(), []
+    for share in (0.9, -0.9, 1.1, -1.1):
+        simulator.restore(goal)
+        move(simulator, share * most)
+        other.append(simulator.matches(goal))
+    assert other == [True, True, False, False]
+    env.reset(seed=3)
+    assert not simulator.matches(goal)
+    simulator.restore(goal)
+    assert simulator.matches(goal)
+    env.close()
+
+
+def move(simulator, distance):
+    """What counts in a goal, by so much."""
+    if isinstance(simulator, toy.Toy):
+        simulator.dot = simulator.dot + [distance, 0.0]
+    elif isinstance(simulator, dmcontrol.DMControl):
+        simulator._physics.data.qpos[0] += 4 * np.pi + distance  # two turns are none
+    elif isinstance(simulator, ogbench.OGBench):
+        simulator._data.joint("object_joint_0").qpos[1] += distance
+    else:
+        simulator._state = simulator._state + distance * np.eye(len(simulator._state))[4]
+
+
+def test_a_scene_matches_in_all_its_parts():
+    env = envs.make("ogbench/scene-task1", frame_stack=1, image_size=32)
+    env.reset(seed=1)
+    simulator = env.simulator
+    goal = simulator.snapshot()
+    for name in ("drawer", "window"):
+        simulator._data.joint(f"{name}_slide").qpos[0] -= 0.05
+        assert not simulator.matches(goal)
+        simulator.restore(goal)
+        assert simulator.matches(goal)
+    simulator._env._cur_button_states = 1 - np.asarray(simulator._env._cur_button_states)
+    assert not simulator.matches(goal)
+    env.close()
+
+
+def test_not_every_simulator_has_goal_states():
+    env = envs.make("dm_control/walker-walk")
+    assert not isinstance(env.simulator, envs.Comparable)
     env.close()
