@@ -53,6 +53,19 @@ def test_an_episode_comes_back_whole(folder):
         np.testing.assert_array_equal(episode.rewards, expected.rewards)
 
 
+def test_seeds_are_kept_and_unknown_where_none_were_recorded(folder):
+    write_shard(folder, "a", [recording(0, 9)._replace(seed=7), recording(1, 9), recording(2, 9)._replace(seed=0)], "toy")
+    with np.load(folder / "b.npz") as index:
+        older = {name: index[name] for name in index.files if name != "seeds"}
+    np.savez(folder / "b.npz", **older)
+    dataset = ClipDataset(folder)
+    assert [dataset.episode(i).seed for i in range(7)] == [7, None, 0, None, None, None, None]
+    dataset.keep(5, np.random.default_rng(0))
+    kept = [dataset.episode(i) for i in range(5)]
+    seeds = {0: 7, 2: 0}  # by the number of the episode in "a", which is what its frames show
+    assert [episode.seed for episode in kept] == [seeds.get(int(episode.frames[0, 0, 0, 0])) for episode in kept]
+
+
 def test_successes_are_kept_and_unknown_where_none_were_recorded(folder):
     """Of two shards: one with successes, one without, as a folder holds that was begun before they were recorded."""
     known = [e._replace(successes=np.full(len(e.rewards), i, np.float32)) for i, e in enumerate([recording(0, 9)] * 2)]

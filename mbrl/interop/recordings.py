@@ -50,4 +50,4 @@ class Recordings:
 
 def _alone(episode: Episode) -> Episode:
     frames = episode.frames[episode.prefix :]
-    return Episode(frames, episode.actions, episode.rewards, successes=episode.successes)
+    return Episode(frames, episode.actions, episode.rewards, successes=episode.successes, seed=episode.seed)

@@ -2,8 +2,8 @@
 
     data/metaworld/
         hammer-000.npy      uint8 (N, 3, H, W), the frames of its episodes one behind the other
-        hammer-000.npz      lengths (E,), actions (N, A), rewards (N,), successes (N,), dataset; written last: a
-                            shard without it is not there
+        hammer-000.npz      lengths (E,), actions (N, A), rewards (N,), successes (N,), seeds (E,), dataset; written
+                            last: a shard without it is not there
 
 Shards are written independently, so a source can be recorded in parallel and taken up again. A dataset opens any number
 of them and draws windows of consecutive frames, each gathered from the mapped files when it is asked for.
@@ -54,6 +54,7 @@ def write_shard(folder: str | Path, name: str, episodes: Sequence[Episode], data
     rewards = np.concatenate([np.pad(episode.rewards, (0, 1)) for episode in episodes])
     successes = np.concatenate([np.pad(_successes(episode), (0, 1)) for episode in episodes])
     lengths = np.array([len(episode.frames) for episode in episodes])
+    seeds = np.array([-1 if episode.seed is None else episode.seed for episode in episodes])  # of the simulator's reset
     for suffix in (".npy", ".npz"):
         temporary = folder / f".{name}{suffix}"
         with temporary.open("wb") as file:
@@ -61,7 +62,7 @@ def write_shard(folder: str | Path, name: str, episodes: Sequence[Episode], data
                 np.save(file, frames)
             else:
                 fields = {"lengths": lengths, "actions": actions, "rewards": rewards, "successes": successes}
-                np.savez(file, dataset=np.array(dataset), **fields)
+                np.savez(file, seeds=seeds, dataset=np.array(dataset), **fields)
             file.flush()
             os.fsync(file.fileno())
         temporary.rename(folder / f"{name}{suffix}")
@@ -113,37 +114,41 @@ class ClipDataset:
         self._rewards: list[np.ndarray] = []
         self._successes: list[np.ndarray] = []
         episodes: list[tuple[int, int, int]] = []  # shard, first frame, frames
+        seeds: list[int] = []  # -1 where it is unknown
         for name in sorted(shard_names(folder)):
-            lengths = self._open(name)
+            lengths, of_shard = self._open(name)
             firsts = np.cumsum(lengths) - lengths
             held_out = _held_out(name, len(lengths), held_out_every)
             for i, (first, length) in enumerate(zip(firsts, lengths, strict=True)):
                 if part == "all" or (i in held_out) == (part == "held_out"):
                     episodes.append((len(self._paths) - 1, int(first), int(length)))
+                    seeds.append(int(of_shard[i]))
         if not episodes and self._paths:
             raise DataError(f"{folder} has too few episodes for a {part} part; part=all takes what there is")
         if not episodes:
             raise DataError(f"{folder} holds no {'' if part == 'all' else part + ' '}episodes; make data fills it")
-        self._episodes = np.array(episodes)  # (E, 3)
+        self._episodes, self._seeds = np.array(episodes), np.array(seeds)  # (E, 3), (E,)
         self._weights = weights
         if weights is not None and not any(weights.get(name, 0) for name in self._datasets):
             raise DataError(f"{folder} holds {', '.join(sorted(set(self._datasets)))}: none is in the mixture")
 
-    def _open(self, name: str) -> np.ndarray:
-        """Map shard `name`; the lengths of its episodes."""
+    def _open(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Map shard `name`; the lengths and the seeds of its episodes."""
         path = self.folder / f"{name}.npz"
         with reading(path, DataError, "remove it and make data again"):
             frames = np.load(regular(path.with_suffix(".npy")), mmap_mode="r", allow_pickle=False)
             with np.load(regular(path), allow_pickle=False) as index:
                 lengths, actions, rewards = index["lengths"], index["actions"], index["rewards"]
                 dataset = str(index["dataset"])
-                # Shards from before there were successes have none.
+                # Shards from before there were successes and seeds have none.
                 unknown = np.full(len(rewards), np.nan, np.float32)
                 successes = index["successes"] if "successes" in index else unknown
+                seeds = index["seeds"] if "seeds" in index else np.full(len(lengths), -1)
             if not len(frames) == len(actions) == len(rewards) == len(successes) == lengths.sum():
                 raise ValueError("its parts differ in length")
-            kinds = [(x.ndim, x.dtype.kind) for x in (frames, actions, rewards, successes, lengths)]
-            if kinds != [(4, "u"), (2, "f"), (1, "f"), (1, "f"), (1, "i")] or lengths.min(initial=1) < 1:
+            kinds = [(x.ndim, x.dtype.kind) for x in (frames, actions, rewards, successes, lengths, seeds)]
+            known = [(4, "u"), (2, "f"), (1, "f"), (1, "f"), (1, "i"), (1, "i")]
+            if kinds != known or lengths.min(initial=1) < 1 or len(seeds) != len(lengths):
                 raise ValueError("its parts are not those of a shard")
         if self._paths and frames.shape[1:] != self.frame_shape:
             raise DataError(f"shard {path} has frames {frames.shape[1:]}, others {self.frame_shape}")
@@ -154,7 +159,7 @@ class ClipDataset:
         self._rewards.append(rewards)
         self._successes.append(successes)
         self._datasets.append(dataset)
-        return lengths
+        return lengths, seeds
 
     def keep(self, count: int, generator: np.random.Generator) -> None:
         """Forget all but `count` episodes, drawn at random; of equal generators a smaller count is part of a larger.
@@ -164,7 +169,8 @@ class ClipDataset:
         """
         if count > self.num_episodes:
             raise DataError(f"{self.folder} has {self.num_episodes} episodes to learn from, not {count}")
-        self._episodes = self._episodes[np.sort(generator.permutation(self.num_episodes)[:count])]
+        kept = np.sort(generator.permutation(self.num_episodes)[:count])
+        self._episodes, self._seeds = self._episodes[kept], self._seeds[kept]
         self._cumulative.clear()
 
     @property
@@ -195,7 +201,8 @@ class ClipDataset:
         last = first + length - 1
         steps = (field[shard][first:last].copy() for field in (self._actions, self._rewards, self._successes))
         actions, rewards, successes = steps
-        return Episode(np.array(self._map(shard)[first : last + 1]), actions, rewards, successes=successes)
+        frames, seed = np.array(self._map(shard)[first : last + 1]), int(self._seeds[index])
+        return Episode(frames, actions, rewards, successes=successes, seed=None if seed < 0 else seed)
 
     def _by_weight(self, length: int) -> np.ndarray:
         """(E,): up to each episode, the chance that it or one before it is drawn, of those that are long enough."""
