@@ -16,7 +16,7 @@ KNOWS_compare := TASKS RUNS NAME ARGS
 KNOWS_data := SOURCE ARGS
 KNOWS_pretrain := DATA STAGE ARGS
 KNOWS_predict := MODEL DATA ARGS
-KNOWS_plan := TASK GOAL MODEL ARGS
+KNOWS_plan := TASK GOAL MODEL DATA ARGS
 KNOWS_study := NAME MODEL DATA ARGS
 KNOWS_export := RUN ARGS
 KNOWS_bench := TASK AGENT SEED PRESET PEER PEER_PYTHON ARGS
@@ -90,7 +90,7 @@ help:
 	@echo "make pretrain  pre-train a world model on DATA; STAGE=tokenizer|transformer|both (keys: configs/pretrain.yaml)"
 	@echo "make predict   predict recorded video with MODEL and DATA, with metrics (keys: configs/predict.yaml)"
 	@echo "make study     small studies of a model, NAME=fewshot|scaling|efficiency|decoupling, each a table (configs/study.yaml)"
-	@echo "make plan      reach goals of TASK by planning in MODEL, GOAL=expert|<image> (docs/planning.md, configs/plan.yaml)"
+	@echo "make plan      reach goals of TASK by planning in MODEL, GOAL=expert|offset:25|<image> (docs/planning.md, configs/plan.yaml)"
 	@echo "make export    write the episodes of RUN, or its dreams, as a LeRobot dataset (keys: configs/export.yaml)"
 	@echo "make bench     measure speed; with PEER and PEER_PYTHON beside the official code (docs/performance.md)"
 	@echo "make play      drive a dream of TASK with the simulator beside it, on a page of this machine (docs/play.md)"
@@ -155,7 +155,7 @@ study: setup
 	$(PY) -m mbrl.study $(call given,study,$(NAME)) $(call given,start_from,$(MODEL)) $(call given,data,$(DATA)) $(words)
 
 plan: setup
-	$(PY) -m mbrl.plan $(call given,task,$(TASK)) $(call given,goal,$(GOAL)) $(call given,model,$(MODEL)) $(words)
+	$(PY) -m mbrl.plan $(call given,task,$(TASK)) $(call given,goal,$(GOAL)) $(call given,model,$(MODEL)) $(call given,data,$(DATA)) $(words)
 
 play: setup
 	$(PY) -m mbrl.play $(PLAYED) $(words)

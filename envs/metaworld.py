@@ -42,7 +42,7 @@ TASKS = tuple(
 
 
 CLOSE = 0.05  # metres: hand and objects that far from those of a goal state are where they should be
-# In the state that the experts see: the hand, and the first and the second object (zeros where there is none), (x, y, z).
+# (x, y, z) of the hand, the first object and the second in the state that the experts see; zeros where there is none.
 _POSITIONS = ((0, 3), (4, 7), (11, 14))
 
 
@@ -113,8 +113,8 @@ class MetaWorld:
     def matches(self, snapshot: tuple[MujocoSnapshot, np.ndarray]) -> bool:
         """Whether hand and objects are within 5 cm each of the snapshot's.
 
-        Meta-world has no goals that are states, so this tolerance is ours. An object is what the task calls so: also the
-        handle of a door or a button.
+        Meta-world has no goals that are states, so this tolerance is ours. An object is what the task calls so, also
+        the handle of a door or a button.
         """
         _, state = snapshot
         return all(np.linalg.norm(self._state[a:b] - state[a:b]) <= CLOSE for a, b in _POSITIONS)

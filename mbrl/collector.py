@@ -27,13 +27,21 @@ class EpisodeRecorder:
 
     def __init__(self, env: envs.PixelEnv) -> None:
         self.env = env
+        self._no_actions = np.zeros((0, *env.action_space.shape), np.float32)
         self.over = True  # whether no episode is under way
         self.success = False  # whether the last decision touched success
 
     def begin(self, seed: int | None = None) -> np.ndarray:
         """Start an episode; the first observation, uint8 (C, H, W)."""
-        self.obs, info = self.env.reset(seed=seed)
-        self._seed, self.over, self.success, self._terminated = info["seed"], False, False, False
+        obs, info = self.env.reset(seed=seed)
+        return self._begin(obs, Origin(info["seed"], self._no_actions, 0))
+
+    def begin_at(self, moment: envs.Snapshot, origin: Origin) -> np.ndarray:
+        """Go on from a moment of an episode, of which `origin` tells as well; what is recorded begins there."""
+        return self._begin(self.env.restore(moment), origin)
+
+    def _begin(self, obs: np.ndarray, origin: Origin) -> np.ndarray:
+        self.obs, self._begun, self.over, self.success, self._terminated = obs, origin, False, False, False
         self._frames, self._actions = [self.obs[-3:]], list[np.ndarray]()
         self._rewards, self._successes = list[float](), list[float]()
         return self.obs
@@ -50,10 +58,16 @@ class EpisodeRecorder:
         return self.obs
 
     @property
+    def decisions(self) -> int:
+        """Taken since `begin`."""
+        return len(self._actions)
+
+    @property
     def origin(self) -> Origin:
         """The present moment."""
-        taken = np.asarray(self._actions, np.float32).reshape(-1, *self.env.action_space.shape)
-        return Origin(self._seed, taken, len(taken))
+        before = self._begun.actions[: self._begun.decision]
+        taken = np.asarray([*before, *self._actions], np.float32).reshape(-1, *self.env.action_space.shape)
+        return Origin(self._begun.seed, taken, len(taken))
 
     def episode(self) -> Episode:
         """What was recorded since `begin`, at least one decision."""
@@ -63,7 +77,7 @@ class EpisodeRecorder:
             np.asarray(self._rewards, np.float32),
             self._terminated,
             successes=np.asarray(self._successes, np.float32),
-            seed=self._seed,
+            seed=None if self._begun.decision else self._begun.seed,
         )
 
 

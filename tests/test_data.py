@@ -54,7 +54,9 @@ def test_an_episode_comes_back_whole(folder):
 
 
 def test_seeds_are_kept_and_unknown_where_none_were_recorded(folder):
-    write_shard(folder, "a", [recording(0, 9)._replace(seed=7), recording(1, 9), recording(2, 9)._replace(seed=0)], "toy")
+    write_shard(
+        folder, "a", [recording(0, 9)._replace(seed=7), recording(1, 9), recording(2, 9)._replace(seed=0)], "toy"
+    )
     with np.load(folder / "b.npz") as index:
         older = {name: index[name] for name in index.files if name != "seeds"}
     np.savez(folder / "b.npz", **older)

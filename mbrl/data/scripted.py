@@ -101,17 +101,22 @@ def _behaviour(env: Any, name: str, generator: np.random.Generator) -> Callable[
     if name == "uniform":
         return lambda: generator.uniform(-1, 1, size)
     if name == "wander":
-        action = generator.normal(size=size)
-
-        def wander() -> np.ndarray:
-            nonlocal action
-            action = WANDER_MEMORY * action + (1 - WANDER_MEMORY**2) ** 0.5 * generator.normal(size=size)
-            return action
-
-        return wander
+        return wander(generator, size)
     noise = generator.uniform(0, MAX_NOISE)
 
     def expert() -> np.ndarray:
         return expert_action(env) + noise * generator.normal(size=size)
 
     return expert
+
+
+def wander(generator: np.random.Generator, size: int) -> Callable[[], np.ndarray]:
+    """Actions (size,) that go on for a while in one direction, normally distributed: they are not cut to [-1, 1]."""
+    action = generator.normal(size=size)
+
+    def act() -> np.ndarray:
+        nonlocal action
+        action = WANDER_MEMORY * action + (1 - WANDER_MEMORY**2) ** 0.5 * generator.normal(size=size)
+        return action
+
+    return act

@@ -16,6 +16,7 @@ import torch
 from agents import Uniform
 from mbrl.collector import EpisodeRecorder
 from mbrl.plan.agent import Planned, PlanningAgent
+from mbrl.plan.offset import Aim
 from mbrl.plan.scores import Measure
 from mbrl.replay import Episode
 from mbrl.rollout import to_float, to_uint8
@@ -34,28 +35,38 @@ class Outcome(NamedTuple):
 class Played(NamedTuple):
     episode: Episode
     plans: list[Outcome]
+    success: bool  # the task's own, or that the goal state of an `Aim` was reached
 
 
 @torch.no_grad()
-def play(agent: PlanningAgent | Uniform, recorder: EpisodeRecorder, seed: int) -> Played:
-    """An episode until its first success, or its end."""
-    recorder.begin(seed)
+def play(agent: PlanningAgent | Uniform, recorder: EpisodeRecorder, seed: int, aim: Aim | None = None) -> Played:
+    """An episode until its first success, or its end.
+
+    It begins with its seed, and success is the task's own; or it begins with `aim`, and success is to reach its goal
+    state, looked at after each decision.
+    """
+    if aim is None:
+        recorder.begin(seed)
+    else:
+        recorder.begin_at(aim.moment, aim.origin)
     agent.begin_episode(eval_mode=True)
     outcomes: list[Outcome] = []
     current: Planned | None = None
     begun, plan_s = 0, 0.0  # decisions before the current plan, and its seconds
-    while not (recorder.over or recorder.success):
+    success = False
+    while not (recorder.over or success):
         started = time.perf_counter()
         action = agent.act(torch.from_numpy(recorder.obs)[None], 0, eval_mode=True)
         if isinstance(agent, PlanningAgent) and agent.latest is not current:
             seconds = time.perf_counter() - started
             if current is not None:
                 outcomes.append(_outcome(current, agent.measure, recorder.episode(), begun, plan_s))
-            current, begun, plan_s = agent.latest, recorder.origin.decision, seconds
+            current, begun, plan_s = agent.latest, recorder.decisions, seconds
         recorder.step(action[0].float().cpu().numpy())
+        success = recorder.success if aim is None else aim.reached()
     if isinstance(agent, PlanningAgent) and current is not None:
         outcomes.append(_outcome(current, agent.measure, recorder.episode(), begun, plan_s))
-    return Played(recorder.episode(), outcomes)
+    return Played(recorder.episode(), outcomes, success)
 
 
 def _outcome(planned: Planned, measure: Measure, episode: Episode, begun: int, plan_s: float) -> Outcome:

@@ -1,4 +1,4 @@
-"""Goal frames: where the scripted expert ends up from the same start, or an image in a file."""
+"""Goal frames: where the scripted expert ends up from the same start, or an image in a file; `offset.py` has others."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import envs
 from mbrl.collector import expert_action, record
 from mbrl.experiment.settings import UserError
+from mbrl.plan.offset import parse_offset
 from world_model.data.source import decode_image
 from world_model.files import reading, regular
 
@@ -20,7 +21,7 @@ def check_goal(goal: str, task: str, resolution: int) -> None:
     """Raises UserError: no such goal can be had."""
     if goal == EXPERT and not envs.suite_of(task).experts:
         raise UserError(f"goal=expert: {task} has no scripted expert; give an image, goal=<file>.png")
-    if goal not in (EXPERT, NONE):
+    if goal not in (EXPERT, NONE) and parse_offset(goal) is None:
         _read(goal, resolution)
 
 
@@ -38,7 +39,7 @@ def goal_frame(goal: str, env: envs.PixelEnv, seed: int) -> np.ndarray | None:
 
 def _read(file: str, resolution: int) -> np.ndarray:
     if not Path(file).is_file():
-        raise UserError(f"goal={file}: no such file; it is expert, none or an image")
+        raise UserError(f"goal={file}: no such file; it is expert, offset:<decisions>, none or an image")
     with reading(Path(file), advice=f"goal={file} must be an image"):
         frame = decode_image(regular(file).read_bytes()).transpose(2, 0, 1)
     if frame.shape[1:] != (resolution, resolution):

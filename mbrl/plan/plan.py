@@ -50,6 +50,7 @@ from mbrl.plan.agent import PlanningAgent
 from mbrl.plan.costs import Cost, load_classifier, parse_cost
 from mbrl.plan.episode import Played, play
 from mbrl.plan.goals import NONE, check_goal, goal_frame
+from mbrl.plan.offset import NO_DATA, OffsetGoals, parse_offset
 from mbrl.plan.worlds import World, load_world
 from mbrl.rollout import to_float
 from world_model.files import read_text, reading
@@ -66,6 +67,8 @@ Row = dict[str, str]
 class PlanSettings:
     task: str
     goal: Folder
+    data: Folder
+    budget: Positive | None
     model: Folder
     name: Name
     control: Literal["none", "shuffled", "random"]
@@ -111,15 +114,17 @@ class Planning:
         stacked: dict[str, Any] = dict(image_size=self.world.resolution, frame_stack=max(3, self.world.context_length))
         self.env = envs.make(self.task, **environment, **stacked)
         self.recorder = EpisodeRecorder(self.env)
+        self.offset_goals = make_offset_goals(s, self.env, self.task)
 
     def run(self, rows: list[Row]) -> None:
         """Play what is missing of the episodes, each of which enters `rows` and the file when it is over."""
         s = self.settings
         for episode in tqdm(range(len(rows), s.episodes), initial=len(rows), total=s.episodes, unit="episode"):
             seed = s.seed + episode
-            goal = goal_frame(s.goal, self.env, seed)
+            aim = self.offset_goals.draw(seed) if self.offset_goals else None
+            goal = aim.frame if aim else goal_frame(s.goal, self.env, seed)
             with self.world.autocast():
-                played = play(self.agent(seed, goal), self.recorder, seed)
+                played = play(self.agent(seed, goal), self.recorder, seed, aim)
             rows.append(row(episode, seed, played))
             write_text(self.folder / EPISODES, written(rows))
             if episode < s.shown:
@@ -150,10 +155,25 @@ class Planning:
 
 def folder_of(settings: PlanSettings, task: str, control: str) -> Path:
     """The folder of this evaluation under a control."""
-    s = settings
-    name = f"{s.planner}-{s.cost.replace('*', '')}-{Path(s.model).resolve().name}" if s.name == "auto" else s.name
+    s, name = settings, settings.name
+    if name == "auto":
+        name = f"{s.planner}-{s.cost.replace('*', '')}-{Path(s.model).resolve().name}"
+        name += "" if (ahead := parse_offset(s.goal)) is None else f"-offset{ahead}"
     parts = [task.replace("/", "-"), name, *([] if control == "none" else [control])]
     return Path("runs/plans") / "-".join(parts)
+
+
+def make_offset_goals(settings: PlanSettings, env: envs.PixelEnv, task: str) -> OffsetGoals | None:
+    """Of `goal=offset:N`, None for other goals. Raises UserError: none can be had, or a key is set that needs them."""
+    s, ahead = settings, parse_offset(settings.goal)
+    if ahead is not None:
+        goals = OffsetGoals(env, task, ahead, s.budget, s.data)
+        goals.draw(s.seed)  # what is wrong with a folder of episodes shows here
+        return goals
+    for key, value, advice in (("data", s.data, ""), ("budget", s.budget, "; episode_frames=<frames> ends others")):
+        if value not in (None, NO_DATA):
+            raise UserError(f"{key}={value} is for goal=offset:<decisions>, not for goal={s.goal}{advice}")
+    return None
 
 
 def make_cost(settings: PlanSettings, world: World, device: torch.device) -> Cost:
@@ -169,17 +189,16 @@ def make_cost(settings: PlanSettings, world: World, device: torch.device) -> Cos
     judge = load_classifier(s.classifier, device) if "classifier" in weights else None
     cost = Cost(weights, s.discount, s.cost_frames, judge)
     if cost.needs_goal and s.goal == NONE:
-        raise UserError(f"cost={s.cost} needs a goal frame: set goal=expert or goal=<file>.png")
+        raise UserError(f"cost={s.cost} needs a goal frame: set goal=expert, offset:<decisions> or <file>.png")
     return cost
 
 
 def row(episode: int, seed: int, played: Played) -> Row:
     """The line of an episode; what plans alone have is the mean over them."""
-    assert played.episode.successes is not None
     values: dict[str, Any] = dict(
         episode=episode,
         seed=seed,
-        success=int(played.episode.successes.max()),
+        success=int(played.success),
         decisions=len(played.episode.actions),
     )
     values["return"] = f"{played.episode.rewards.sum():.6g}"
@@ -256,7 +275,8 @@ def main(overrides: list[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with lock_folder(folder):
         if rows := read(folder):
-            check_same_config(folder, settings, flatten(to_dict(settings)).keys() - FREE_KEYS)
+            keys = flatten(to_dict(settings)).keys() - FREE_KEYS
+            check_same_config(folder, settings, keys, added={"data": NO_DATA, "budget": None})
         write_config(folder, to_dict(settings))
         write_text(folder / PROVENANCE, json.dumps(provenance(), indent=1) + "\n")
         try:
