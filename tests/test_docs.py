@@ -21,7 +21,7 @@ from mbrl.experiment import planned
 from mbrl.experiment.logger import EVAL_COLUMNS, TRAIN_COLUMNS
 from mbrl.experiment.settings import flatten, load, load_plain, to_dict
 from mbrl.export.export import ExportSettings
-from mbrl.plan.plan import PlanSettings
+from mbrl.plan.settings import PlanSettings
 from mbrl.play.play import PlayOptions, parts_of
 from mbrl.predict.predict import PredictSettings
 from mbrl.pretrain.pretrain import PretrainSettings

@@ -11,7 +11,7 @@ from mbrl.data.data import DataSettings
 from mbrl.experiment import settings
 from mbrl.experiment.settings import CONFIG_DIR, Settings, UserError, build, flatten, load, pick_device, to_dict
 from mbrl.export.export import ExportSettings
-from mbrl.plan.plan import PlanSettings
+from mbrl.plan.settings import PlanSettings
 from mbrl.play.play import PlayOptions
 from mbrl.predict.predict import PredictSettings
 from mbrl.pretrain.pretrain import PretrainSettings

@@ -10,19 +10,18 @@ Episodes depend on their seed alone. The same command again makes only those tha
 """
 
 import csv
-import dataclasses
 import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 import envs
-from agents import PlannerConfig, Uniform
+from agents import Uniform
 from mbrl.collector import EpisodeRecorder
 from mbrl.compare.stats import fisher_exact, wilson
 from mbrl.experiment.capacity import needs_of_planning, refuse_too_large
@@ -30,14 +29,6 @@ from mbrl.experiment.planned import dry_run
 from mbrl.experiment.provenance import provenance
 from mbrl.experiment.run import PROVENANCE, check_same_config, lock_folder, stream_seed
 from mbrl.experiment.settings import (
-    Count,
-    Device,
-    Folder,
-    Name,
-    Positive,
-    Range,
-    Seed,
-    Threads,
     UserError,
     flatten,
     load_plain,
@@ -51,6 +42,7 @@ from mbrl.plan.costs import Cost, load_classifier, parse_cost
 from mbrl.plan.episode import Played, play
 from mbrl.plan.goals import NONE, check_goal, goal_frame
 from mbrl.plan.offset import NO_DATA, OffsetGoals, parse_offset
+from mbrl.plan.settings import PlanSettings
 from mbrl.plan.worlds import World, load_world
 from mbrl.rollout import to_float
 from world_model.files import read_text, reading
@@ -61,37 +53,6 @@ CONTROLS = ("shuffled", "random")
 FREE_KEYS = frozenset({"episodes", "shown", "device", "threads", "max_rows", "name"})
 FPS = 10.0
 Row = dict[str, str]
-
-
-@dataclasses.dataclass(frozen=True)
-class PlanSettings:
-    task: str
-    goal: Folder
-    data: Folder
-    budget: Positive | None
-    model: Folder
-    name: Name
-    control: Literal["none", "shuffled", "random"]
-    episodes: Positive
-    seed: Seed
-    cost: str
-    cost_frames: Positive | None
-    classifier: Folder
-    discount: Annotated[float, Range(0.0, 1.0)]
-    temperature: Annotated[float, Range(0.0)]
-    top_k: Positive
-    max_rows: Positive
-    planner: Name
-    planning: PlannerConfig
-    action_repeat: Positive
-    episode_frames: Positive | None
-    camera: str
-    render_quality: Literal["fast", "paper"]
-    success_bonus: Annotated[float, Range(0.0)]
-    shown: Count
-    device: Device
-    threads: Threads
-    precision: Literal["auto", "fp32", "bf16"]
 
 
 class Planning:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,12 +14,10 @@ import envs
 from mbrl.build import ENDLESS, find_pretrained
 from mbrl.experiment.run import stream_seed
 from mbrl.experiment.settings import UserError
+from mbrl.plan.settings import PlanSettings
 from mbrl.predict.models import load_predictor
 from mbrl.world.simulator import SimulatorWorld
 from world_model.api import Origin, Rollout
-
-if TYPE_CHECKING:
-    from mbrl.plan.plan import PlanSettings
 
 SIMULATOR = "simulator"
 FRAMES = 64  # pixels a side where no model says

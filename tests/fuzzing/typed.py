@@ -21,7 +21,7 @@ from mbrl.experiment.capacity import needs_of_run, refuse_too_large
 from mbrl.experiment.run import stored_settings
 from mbrl.experiment.settings import Settings, build, load, load_plain, to_dict
 from mbrl.export import export
-from mbrl.plan import plan
+from mbrl.plan.settings import PlanSettings
 from mbrl.play import play
 from mbrl.predict import predict
 from mbrl.pretrain import pretrain
@@ -38,7 +38,7 @@ CPU = torch.device("cpu")
 PLAIN: dict[str, tuple[type, Callable[[], Any]]] = {
     "run": (Settings, lambda: load(["preset=smoke", "device=cpu"])),
     "pretrain": (pretrain.PretrainSettings, lambda: load_plain(pretrain.PretrainSettings, "pretrain")),
-    "plan": (plan.PlanSettings, lambda: load_plain(plan.PlanSettings, "plan")),
+    "plan": (PlanSettings, lambda: load_plain(PlanSettings, "plan")),
     "predict": (predict.PredictSettings, lambda: load_plain(predict.PredictSettings, "predict")),
     "study": (study.StudySettings, lambda: load_plain(study.StudySettings, "study")),
     "compare": (compare.CompareSettings, lambda: load_plain(compare.CompareSettings, "compare")),
