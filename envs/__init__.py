@@ -1,4 +1,4 @@
-"""Tasks from pixels behind one gymnasium interface: Meta-world, the DM Control suite and a toy for tests.
+"""Tasks from pixels behind one gymnasium interface: Meta-world, DM Control, OGBench, RoboDesk and a toy for tests.
 
     import envs
     env = envs.make("coffee-push", seed=1)
@@ -20,7 +20,7 @@ from .errors import (
     UnknownTask,
     nearest,
 )
-from .suites import SUITES, Suite, canonical, make, packages_of, register, suite_of, task_names
+from .suites import SUITES, Suite, canonical, has_expert, make, packages_of, register, suite_of, task_names
 from .wrappers import Comparable, PixelEnv, Simulator, Snapshot
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "Suite",
     "UnknownTask",
     "canonical",
+    "has_expert",
     "make",
     "nearest",
     "packages_of",

@@ -11,7 +11,7 @@ from typing import Any
 
 import gymnasium
 
-from . import dmcontrol, gym, metaworld, ogbench, toy
+from . import dmcontrol, gym, metaworld, ogbench, robodesk, toy
 from .errors import InvalidSetting, MissingPackage, UnknownTask, nearest
 from .wrappers import PixelEnv, Simulator
 
@@ -36,6 +36,7 @@ class Suite:
     packages: tuple[str, ...]  # as pip names them; other versions of these are other tasks
     prefixes: tuple[str, ...]  # of its tasks in other people's results ("dmc_walker_walk"), first the one to write
     options: tuple[str, ...] = ()  # keywords of `make` that its simulator takes and others do not know
+    scripted: tuple[str, ...] | None = None  # with `experts`: the tasks that have one; None: all
 
     @property
     def reports_success(self) -> bool:
@@ -82,6 +83,20 @@ SUITES = (
         experts=True,
         packages=("ogbench", "dm-control", "mujoco"),
         prefixes=("ogbench",),
+    ),
+    Suite(
+        name="robodesk",
+        tasks=robodesk.TASKS,
+        simulator=robodesk.RoboDesk,
+        usual_camera=lambda task: robodesk.CAMERA,
+        episode_frames=500,
+        highest_reward=None,
+        terminates=False,
+        experts=True,
+        packages=("robodesk", "mujoco"),
+        prefixes=("robodesk",),
+        options=("scoring",),
+        scripted=tuple(robodesk.EXPERTS),
     ),
     Suite(
         name="toy",
@@ -138,6 +153,12 @@ def packages_of(task: str) -> tuple[str, ...]:
     return (re.split(r"[:.]", own_name)[0],) if suite.name == GYM else suite.packages
 
 
+def has_expert(task: str) -> bool:
+    """Whether a task, by its canonical name, has a scripted expert to take demonstrations from."""
+    suite, own_name = suite_of(task), _split(task)[1]
+    return suite.experts and (suite.scripted is None or own_name in suite.scripted)
+
+
 def task_names() -> list[str]:
     """The canonical names of all tasks; those of Meta-world have no prefix."""
     return [suite.full_name(task) for suite in SUITES for task in suite.tasks]
@@ -181,6 +202,7 @@ def make(
     render_quality: str = "fast",
     success_key: str | None = None,
     image_key: str | None = None,
+    scoring: str | None = None,
 ) -> PixelEnv:
     """Makes a task as a gymnasium environment; see `wrappers.PixelEnv` for its contract.
 
@@ -197,6 +219,7 @@ def make(
         image_size: height and width of the images in pixels.
         render_quality: "fast", or "paper" with shadows and fourfold multisampling.
         success_key, image_key: of gymnasium environments, see `gym.Gym`.
+        scoring: of RoboDesk, "strict" or "vp2", see `robodesk.RoboDesk`.
 
     Raises:
         UnknownTask, InvalidSetting, MissingGL, MissingPackage: one line each.
@@ -205,12 +228,7 @@ def make(
     if image_size < 1:
         raise InvalidSetting(f"image_size must be at least 1, not {image_size}")
     suite, own_name = suite_of(name), _split(name)[1]
-    options = {
-        key: value for key, value in (("success_key", success_key), ("image_key", image_key)) if value is not None
-    }
-    for key in options:
-        if key not in suite.options:
-            raise InvalidSetting(f"{key}={options[key]} is for gym:<package>:<Id>, not for {name}")
+    options = _options(suite, name, success_key=success_key, image_key=image_key, scoring=scoring)
     settings: dict[str, Any] = dict(
         camera=suite.usual_camera(own_name) if camera == USUAL_CAMERA else camera,
         image_size=image_size,
@@ -233,6 +251,17 @@ def make(
         success_bonus=success_bonus,
         image_size=image_size,
     )
+
+
+def _options(suite: Suite, task: str, **given: str | None) -> dict[str, str]:
+    """Those of the keywords that were given. Raises InvalidSetting: one that is another suite's."""
+    options = {key: value for key, value in given.items() if value is not None}
+    for key, value in options.items():
+        if key not in suite.options:
+            owner = next(other.name for other in SUITES if key in other.options)
+            named = f"{GYM}:<package>:<Id>" if owner == GYM else f"{owner}/<task>"
+            raise InvalidSetting(f"{key}={value} is for {named}, not for {task}")
+    return options
 
 
 def _own_length(simulator: Any, action_repeat: int) -> int:

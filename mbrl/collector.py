@@ -129,7 +129,7 @@ def collect_demonstrations(task: str, episodes: int, seed: int, **make_keywords:
         envs.NoExpert: the task has none (the DM Control suite never has).
         envs.ExpertFailed: fewer than one episode in ten contains a success.
     """
-    if not envs.suite_of(envs.canonical(task)).experts:
+    if not envs.has_expert(envs.canonical(task)):
         raise envs.NoExpert(f"{task!r} has no scripted expert: set demonstrations=0")
     env = envs.make(task, seed, **make_keywords)
     try:

@@ -90,7 +90,7 @@ class ScriptedPlay:
 def play(env: Any, task: str, seed: int, episode: int) -> Episode:
     """The `episode`-th episode of a task."""
     generator = np.random.default_rng(stream_seed(seed, "behaviour", task, episode))
-    behaviours = BEHAVIOURS if envs.suite_of(task).experts else WITHOUT_EXPERT
+    behaviours = BEHAVIOURS if envs.has_expert(task) else WITHOUT_EXPERT
     act = _behaviour(env, behaviours[episode % len(behaviours)], generator)
     return record(env, lambda obs: act().clip(-1, 1).astype(np.float32), stream_seed(seed, "data", task, episode))
 

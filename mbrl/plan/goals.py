@@ -19,7 +19,7 @@ EXPERT, NONE = "expert", "none"
 
 def check_goal(goal: str, task: str, resolution: int) -> None:
     """Raises UserError: no such goal can be had."""
-    if goal == EXPERT and not envs.suite_of(task).experts:
+    if goal == EXPERT and not envs.has_expert(task):
         raise UserError(f"goal=expert: {task} has no scripted expert; give an image, goal=<file>.png")
     if goal not in (EXPERT, NONE) and parse_offset(goal) is None:
         _read(goal, resolution)

@@ -35,7 +35,8 @@ def assemble(
     pilots: dict[str, Pilot] = {}
     if trained is not None:
         pilots["policy"] = Learned(trained.policy)
-    if suite.experts:
+    scripted = envs.has_expert(settings.task)
+    if scripted:
         pilots["expert"] = Expert()
     if "reward" in world.heads:
         pilots["planner"] = PlanAhead(action_dim, settings.seed, wanted_back)
@@ -52,7 +53,7 @@ def assemble(
         "pilots": list(pilots),
         "kept": str(kept),
     }
-    return Parts(drive, pilots, _sources(drive, suite.experts, trained, kept), _keeper(kept, settings), about)
+    return Parts(drive, pilots, _sources(drive, scripted, trained, kept), _keeper(kept, settings), about)
 
 
 def _sources(drive: Drive, experts: bool, trained: Trained | None, kept: Path) -> dict[str, Source]:
