@@ -163,10 +163,10 @@ class State(NamedTuple):
 class RoboDesk:
     """One task as a `Simulator`.
 
-    Success is upstream's: a light's joint below -0.00453, the slide's above 0.55, the drawer's below -0.2, a block lower
-    than 0.6, and so on, judged after each frame. Where a block is to be pushed off the table, `scoring` says what of the
-    others: with "strict" they must be within 1 cm of their start; with "vp2" they may be anywhere, since VP2 resets to a
-    state before it judges it. (VP2 judges what is at the end of a decision alone, and the start as well.)
+    Success is upstream's, judged after each frame: a light's joint below -0.00453, the slide's above 0.55, the drawer's
+    below -0.2, a block lower than 0.6, and so on. Where a block is to be pushed off the table, `scoring` says what of
+    the others: with "strict" they must be within 1 cm of their start; with "vp2" they may be anywhere, since VP2 resets
+    to a state before it judges it. (VP2 judges the end of each decision alone, and the start as well.)
 
     Args:
         task: one of `TASKS`.
@@ -174,6 +174,7 @@ class RoboDesk:
         image_size: height and width of the images in pixels.
         render_quality: "fast" or "paper", see `rendering`; "paper" has upstream's colours.
         scoring: "strict" or "vp2".
+        starts: states of VP2 by seed: resets to these seeds begin there (see `begin_at`), all others as drawn.
 
     Raises:
         InvalidSetting: there is no such camera, quality or scoring.
@@ -183,7 +184,14 @@ class RoboDesk:
     action_dim = 5  # along x, y and z, turn of the wrist, width of the gripper
 
     def __init__(
-        self, task: str, *, camera: str | int, image_size: int, render_quality: str, scoring: str = "strict"
+        self,
+        task: str,
+        *,
+        camera: str | int,
+        image_size: int,
+        render_quality: str,
+        scoring: str = "strict",
+        starts: dict[int, np.ndarray] | None = None,
     ) -> None:
         if scoring not in SCORINGS:
             raise InvalidSetting(f"unknown scoring {scoring!r}{nearest(scoring, SCORINGS)} (strict or vp2)")
@@ -191,6 +199,7 @@ class RoboDesk:
         import mujoco
 
         self._mujoco, self._task, self._size = mujoco, task, image_size
+        self.starts = {} if starts is None else starts
         self._model = _load_model()
         self._data = mujoco.MjData(self._model)
         self._scene = Scene(self._data, {}, scoring == "strict")
@@ -205,6 +214,9 @@ class RoboDesk:
 
     def reset(self, seed: int) -> None:
         """Starts an episode; drawer, slide, blocks and arm are drawn from `seed`, distributed as upstream."""
+        if (state := self.starts.get(seed)) is not None:
+            self.begin_at(state)
+            return
         random = np.random.default_rng(seed).uniform
         self._mujoco.mj_resetData(self._model, self._data)
         joint = self._data.joint
@@ -293,8 +305,8 @@ class RoboDesk:
 class _Kinematics:
     """From a place of the hand to joints: the one of dm_control 1.0.28 with its usual settings, to the last bit.
 
-    It gives up after fewer iterations. What dm_control returns where the arm cannot reach is one of many places that
-    its search jumps between; here it is the best of them.
+    Where the arm cannot reach, dm_control tries 100 times and returns the last of the places that its search jumps
+    between; this gives up after 20 and returns the best of them.
     """
 
     def __init__(self, model: Any) -> None:
@@ -311,7 +323,7 @@ class _Kinematics:
         for _ in range(_ITERATIONS):
             self._mujoco.mj_kinematics(self._model, data)
             missing = place - data.site_xpos[self._hand]
-            error = np.linalg.norm(missing)
+            error = float(np.linalg.norm(missing))
             if error < nearest_yet:
                 best, nearest_yet = data.qpos[:_JOINTS].copy(), error
             if error < 1e-14:

@@ -95,7 +95,7 @@ SUITES = (
         experts=True,
         packages=("robodesk", "mujoco"),
         prefixes=("robodesk",),
-        options=("scoring",),
+        options=("scoring", "starts"),
         scripted=tuple(robodesk.EXPERTS),
     ),
     Suite(
@@ -203,6 +203,7 @@ def make(
     success_key: str | None = None,
     image_key: str | None = None,
     scoring: str | None = None,
+    starts: dict[int, Any] | None = None,
 ) -> PixelEnv:
     """Makes a task as a gymnasium environment; see `wrappers.PixelEnv` for its contract.
 
@@ -219,7 +220,7 @@ def make(
         image_size: height and width of the images in pixels.
         render_quality: "fast", or "paper" with shadows and fourfold multisampling.
         success_key, image_key: of gymnasium environments, see `gym.Gym`.
-        scoring: of RoboDesk, "strict" or "vp2", see `robodesk.RoboDesk`.
+        scoring, starts: of RoboDesk, see `robodesk.RoboDesk`.
 
     Raises:
         UnknownTask, InvalidSetting, MissingGL, MissingPackage: one line each.
@@ -228,7 +229,7 @@ def make(
     if image_size < 1:
         raise InvalidSetting(f"image_size must be at least 1, not {image_size}")
     suite, own_name = suite_of(name), _split(name)[1]
-    options = _options(suite, name, success_key=success_key, image_key=image_key, scoring=scoring)
+    options = _options(suite, name, success_key=success_key, image_key=image_key, scoring=scoring, starts=starts)
     settings: dict[str, Any] = dict(
         camera=suite.usual_camera(own_name) if camera == USUAL_CAMERA else camera,
         image_size=image_size,
@@ -253,7 +254,7 @@ def make(
     )
 
 
-def _options(suite: Suite, task: str, **given: str | None) -> dict[str, str]:
+def _options(suite: Suite, task: str, **given: Any) -> dict[str, Any]:
     """Those of the keywords that were given. Raises InvalidSetting: one that is another suite's."""
     options = {key: value for key, value in given.items() if value is not None}
     for key, value in options.items():

@@ -254,7 +254,7 @@ def locked() -> dict[str, Requirement]:
     return {normal(requirement.name): requirement for requirement in requirements}
 
 
-UNLOCKED = {"wandb", "hub", "browser"}  # extras that most users do not need, and tests skip without
+UNLOCKED = {"wandb", "hub", "browser", "robodesk"}  # extras that most users do not need, and tests skip without
 
 
 def normal(name: str) -> str:

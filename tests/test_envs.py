@@ -1,5 +1,6 @@
 """The contract that every environment keeps, whatever its suite; seeds; names; the optimum of the toy."""
 
+import importlib.util
 import subprocess
 import sys
 
@@ -11,12 +12,20 @@ import envs
 from envs import dmcontrol, metaworld, rendering, toy
 from envs.wrappers import FrameResult
 
+ROBODESK = pytest.param(
+    "robodesk/open-slide",
+    marks=pytest.mark.skipif(
+        importlib.util.find_spec("robodesk") is None,
+        reason="robodesk is not installed: pip install --no-deps robodesk==1.0.0",
+    ),
+)
 DECISIONS = 6  # an episode in these tests: enough for the stack to fill, short enough for six simulators
 TASKS = (
     *metaworld.PAPER_TASKS,
     "dm_control/walker-walk",
     "ogbench/cube-double",
     "ogbench/scene",
+    ROBODESK,
     *(f"toy/{task}" for task in toy.TASKS),
 )
 

@@ -14,6 +14,7 @@ import pytest
 import envs
 from envs import rendering, robodesk, suites
 from envs.snapshot import MujocoSnapshot
+from mbrl.collector import collect_demonstrations
 
 INSTALLED = importlib.util.find_spec("robodesk") is not None
 installed = pytest.mark.skipif(not INSTALLED, reason="robodesk is not installed: pip install --no-deps robodesk==1.0.0")
@@ -204,6 +205,45 @@ def test_an_episode_from_a_state_of_vp2(upstream: Any) -> None:
     np.testing.assert_array_equal(simulator._data.qvel, data.qvel)
     assert (simulator._scene.places["ball"] == simulator._data.body("ball").xpos).all()
     simulator.close()
+
+
+@installed
+@pytest.mark.parametrize(
+    ("task", "seed", "frames"),
+    [
+        ("push-red", 0, 500),  # the hand begins under the table
+        ("push-blue", 7, 200),
+        ("upright-block-off-table", 2, 600),
+        ("flat-block-off-table", 2, 700),
+        ("open-slide", 1, 1000),
+    ],
+)
+@pytest.mark.parametrize("action_repeat", [2, 50])
+def test_the_experts_solve_their_tasks(task: str, seed: int, frames: int, action_repeat: int) -> None:
+    simulator = make(task)
+    simulator.reset(seed)
+    success, frame = False, 0
+    while not success and frame < (frames if action_repeat == 2 else 1500):
+        action = simulator.expert_action(action_repeat)
+        assert action.dtype == np.float32
+        assert np.abs(action).max() <= 1
+        for _ in range(action_repeat):
+            success |= simulator.advance(action).success
+            frame += 1
+    assert success
+    simulator.close()
+
+
+def test_which_tasks_have_experts() -> None:
+    scripted = {task for task in robodesk.TASKS if envs.has_expert(f"robodesk/{task}")}
+    assert scripted == set(robodesk.PAPER_TASKS) - {"open-drawer"}
+    with pytest.raises(envs.NoExpert, match="'robodesk/open-drawer' has no scripted expert: set demonstrations=0"):
+        collect_demonstrations("robodesk/open-drawer", 1, seed=0)
+    if INSTALLED:
+        simulator = make("open-drawer")
+        with pytest.raises(envs.NoExpert, match=r"robodesk/open-drawer has no scripted expert \(these have: push-red"):
+            simulator.expert_action(2)
+        simulator.close()
 
 
 @installed

@@ -4,6 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
+from test_envs import ROBODESK
 
 import envs
 from envs import dmcontrol, metaworld, ogbench, toy
@@ -11,7 +12,14 @@ from envs.snapshot import MujocoState
 from mbrl.collector import collect_demonstrations as collect
 
 DECISIONS = 12
-TASKS = (*metaworld.PAPER_TASKS, "dm_control/walker-walk", "dm_control/reacher-easy", "ogbench/scene", "toy/reach")
+TASKS = (
+    *metaworld.PAPER_TASKS,
+    "dm_control/walker-walk",
+    "dm_control/reacher-easy",
+    "ogbench/scene",
+    ROBODESK,
+    "toy/reach",
+)
 # Attributes that are views into the simulator's memory, and a height field that every reset draws anew.
 ODD_TASKS = ("basketball", "bin-picking", "door-unlock", "dm_control/quadruped-escape")
 

@@ -53,7 +53,7 @@ def test_suite_of_a_task():
         "toy",
     ]
     with pytest.raises(
-        envs.UnknownTask, match=r"unknown suite 'atari' .*\(known: metaworld, dm_control, ogbench, toy, gym\)"
+        envs.UnknownTask, match=r"unknown suite 'atari' .*\(known: metaworld, dm_control, ogbench, robodesk, toy, gym\)"
     ):
         envs.suite_of("atari/pong")
 
