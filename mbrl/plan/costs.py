@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mbrl.experiment.settings import UserError, close
+from mbrl.plan import vp2
 from mbrl.plan.scores import Measure, classifier, codes, image, rewards, success, weighted
 from world_model.files import read_program, reading
 
@@ -64,6 +65,8 @@ def parse_cost(text: str) -> dict[str, float]:
 
 
 def load_classifier(path: str, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """The module in a TorchScript file. Raises UserError: there is none."""
+    """The module in a TorchScript file, or VP2's with the weights of `vp2:<file>`. Raises UserError: there is none."""
+    if vp2.is_vp2(path):
+        return vp2.load_classifier(vp2.path_of(path), device)
     with reading(Path(path), advice=f"classifier={path} must be a TorchScript file for cost=classifier"):
         return read_program(Path(path), device)

@@ -139,7 +139,7 @@ class OffsetGoals:
         """An episode of the expert, or of a wanderer; nothing is drawn."""
         env, actions = self.env, list[np.ndarray]()
         wanderer = wander(np.random.default_rng(stream_seed(seed, "behaviour")), self.env.action_space.shape[0])
-        expert = envs.suite_of(self._task).experts
+        expert = envs.has_expert(self._task)
         _, info = env.reset(seed=seed)
         while env.decisions_left:
             action = expert_action(env) if expert else wanderer()

@@ -40,7 +40,7 @@ from mbrl.experiment.video import comparison, write_gif
 from mbrl.plan.agent import PlanningAgent
 from mbrl.plan.costs import Cost, load_classifier, parse_cost
 from mbrl.plan.episode import Played, play
-from mbrl.plan.goals import NONE, check_goal, goal_frame
+from mbrl.plan.goals import NONE, check_goal, goal_frame, starts_for
 from mbrl.plan.offset import NO_DATA, OffsetGoals, parse_offset
 from mbrl.plan.settings import PlanSettings
 from mbrl.plan.worlds import World, load_world
@@ -67,6 +67,8 @@ class Planning:
             success_bonus=s.success_bonus,
             camera=s.camera,
             render_quality=s.render_quality,
+            scoring=s.scoring,
+            starts=starts_for(s.goal, self.task),
         )
         self.world = load_world(s, self.task, environment, self.device)
         self.cost = make_cost(s, self.world, self.device)

@@ -32,6 +32,7 @@ class PlanSettings:
     camera: str
     render_quality: Literal["fast", "paper"]
     success_bonus: Annotated[float, Range(0.0)]
+    scoring: Literal["strict", "vp2"] | None
     shown: Count
     device: Device
     threads: Threads
