@@ -41,8 +41,14 @@ class OGBench:
 
     def __init__(self, task: str, *, camera: str | int, image_size: int, render_quality: str) -> None:
         choose_backend()
+        import mujoco
+
+        self._mujoco = mujoco
         kind, _, number = task.partition("-task")
         self._task_id = int(number) if number else None
+        # After a step the cubes' environment has bodies and sites where they were 2 ms before, the scene's has not. Image
+        # and next action would then be others than those from a restored snapshot.
+        self._lags = kind != "scene"
         self.episode_frames = EPISODE_FRAMES[kind]
         self._actions = gymnasium.spaces.Box(-1.0, 1.0, (self.action_dim,), np.float32)
         self._env = _make(kind, self._actions)
@@ -65,6 +71,8 @@ class OGBench:
     def advance(self, action: np.ndarray) -> FrameResult:
         """Simulates one control step."""
         self._env.step(action.astype(np.float64))
+        if self._lags:
+            self._mujoco.mj_forward(self._model, self._data)
         missing = [not reached for reached in self._reached()]
         return FrameResult(-float(sum(missing)), not any(missing), False)
 

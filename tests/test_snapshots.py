@@ -17,6 +17,7 @@ TASKS = (
     "dm_control/walker-walk",
     "dm_control/reacher-easy",
     "ogbench/scene",
+    "ogbench/cube-single",
     ROBODESK,
     "toy/reach",
 )
