@@ -46,8 +46,8 @@ class OGBench:
         self._mujoco = mujoco
         kind, _, number = task.partition("-task")
         self._task_id = int(number) if number else None
-        # After a step the cubes' environment has bodies and sites where they were 2 ms before, the scene's has not. Image
-        # and next action would then be others than those from a restored snapshot.
+        # After a step the cubes' environment has bodies and sites where they were 2 ms before, the scene's has not. The
+        # image and the next action would then be others than those from a restored snapshot.
         self._lags = kind != "scene"
         self.episode_frames = EPISODE_FRAMES[kind]
         self._actions = gymnasium.spaces.Box(-1.0, 1.0, (self.action_dim,), np.float32)
