@@ -158,7 +158,10 @@ def test_what_is_refused(typed: Command, env: envs.PixelEnv) -> None:
         (("goal=offset:-3",), "goal=offset:-3: write goal=offset:<decisions>"),
         (("goal=offset:2.5",), "goal=offset:2.5: write goal=offset:<decisions>"),
         (("goal=offset:",), "goal=offset:: write goal=offset:<decisions>"),
-        (("goal=ofset:5",), "goal=ofset:5: no such file; it is expert, offset:<decisions>, vp2:<file>, none or an image"),
+        (
+            ("goal=ofset:5",),
+            "goal=ofset:5: no such file; it is expert, offset:<decisions>, vp2:<file>, none or an image",
+        ),
         (("goal=offset:21",), "goal=offset:21: an episode of toy/reach has 20 decisions"),
         (("goal=offset:16", "data=repeated"), "the longest of 20 episodes of repeated has 10 decisions"),
         (("task=dm_control/walker-walk",), "dm_control/walker-walk cannot tell whether a goal state is reached"),
