@@ -4,18 +4,14 @@ A task that is not in `EXPERTS` has none. The drawer is one of these: to pull it
 nearer to the robot than its elbow folds (the limit of joint 4), at the turn of the hand that the actions leave open.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from .robodesk import Scene
+from .robodesk_rewards import Scene
 
-Expert = Callable[["Scene", int], np.ndarray]
+Expert = Callable[[Scene, int], np.ndarray]
 
 # Metres.
 SPEED = 0.0016  # of the hand in a frame, on each axis, under an action of 1

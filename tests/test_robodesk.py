@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import envs
-from envs import rendering, robodesk, suites
+from envs import rendering, robodesk, robodesk_rewards, suites
 from envs.snapshot import MujocoSnapshot
 from mbrl.collector import collect_demonstrations
 
@@ -96,7 +96,7 @@ def test_random_actions_lead_where_theirs_do(upstream: Any, seed: int, hold: int
 
 
 def check_rewards(upstream: Any, simulator: robodesk.RoboDesk) -> None:
-    for name, (rule, thing) in robodesk.RULES.items():
+    for name, (rule, thing) in robodesk_rewards.RULES.items():
         reward, success = rule(simulator._scene, thing)
         theirs = name.replace("-", "_")
         assert np.clip(reward, 0, 1) == pytest.approx(upstream._get_task_reward(theirs, "dense_reward"), abs=1e-9), name
@@ -117,14 +117,14 @@ def test_rewards_where_things_were_put(upstream: Any) -> None:
         named["drawer_joint"], named["slide_joint"] = generator.uniform(-0.4, 0), generator.uniform(0.3, 0.6)
         for colour in ("red", "green", "blue"):
             named[f"{colour}_light"] = generator.uniform(-0.005, -0.004)
-        block = generator.choice(list(robodesk._LIFTED))
+        block = generator.choice(list(robodesk_rewards.LIFTED))
         named[block][:3] = places[generator.choice(list(places))] + generator.normal(0, 0.01, 3)
         if generator.random() < 0.2:
-            named["upright_block"][:3] = named["flat_block"][:3] + robodesk._STACKED
+            named["upright_block"][:3] = named["flat_block"][:3] + robodesk_rewards.STACKED
         upstream.physics.forward()
         simulator.restore(state_of(upstream))
         check_rewards(upstream, simulator)
-        for name, (rule, thing) in robodesk.RULES.items():
+        for name, (rule, thing) in robodesk_rewards.RULES.items():
             solved[name] += rule(simulator._scene, thing)[1]
     assert all(0 < count < 60 for count in solved.values()), solved
     simulator.close()
