@@ -61,7 +61,8 @@ def read(overrides: Sequence[str]) -> tuple[PlayOptions, Settings, Trained | Non
     if name == "none" and not others:
         tasks = [asked.task, *(["*", "*/*"] if watched and "task" not in typed else [])]  # any will do
         found = [run for task in tasks for run in runs_with_weights(task, PUBLISHED)]
-        name = str(found[0]) if found else "none"
+        here = Path.cwd()  # the page shows the name, and the shorter one tells more
+        name = str(found[0].relative_to(here) if found[0].is_relative_to(here) else found[0]) if found else "none"
     if name == "none":
         if watched:
             raise UserError(_nobody(asked))
