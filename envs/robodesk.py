@@ -36,7 +36,7 @@ PAPER_TASKS = (
 )
 SCORINGS = ("strict", "vp2")
 CAMERA = "overhead"
-STATE_SIZE = 73  # numbers of a state as VP2 stores it
+STATE_SIZE = 73  # numbers of a state as VP2 stores it: positions and velocities of the arm, then of the rest
 
 _JOINTS = 9  # of the arm: seven and two fingers; they come first in the state
 _SOLVED = np.arange(6)  # the joints of the inverse kinematics; the wrist has an action of its own

@@ -32,11 +32,10 @@ class Suite:
     episode_frames: int  # length of an episode, if `make` is not told another; 0: the simulator says it
     highest_reward: float | None  # of a frame, for scores as shares of the highest return; None: the score is success
     terminates: bool  # whether a task can end before its time limit
-    experts: bool  # whether its simulators have an `expert_action(action_repeat)` to take demonstrations from
+    experts: tuple[str, ...]  # the tasks whose simulator has an `expert_action(action_repeat)`, for demonstrations
     packages: tuple[str, ...]  # as pip names them; other versions of these are other tasks
     prefixes: tuple[str, ...]  # of its tasks in other people's results ("dmc_walker_walk"), first the one to write
     options: tuple[str, ...] = ()  # keywords of `make` that its simulator takes and others do not know
-    scripted: tuple[str, ...] | None = None  # with `experts`: the tasks that have one; None: all
 
     @property
     def reports_success(self) -> bool:
@@ -56,7 +55,7 @@ SUITES = (
         episode_frames=200,
         highest_reward=None,
         terminates=False,  # `SawyerXYZEnv.step` never says so
-        experts=True,
+        experts=metaworld.TASKS,
         packages=("metaworld", "mujoco"),
         prefixes=("metaworld", "mw"),
     ),
@@ -68,7 +67,7 @@ SUITES = (
         episode_frames=1000,
         highest_reward=1.0,
         terminates=False,  # only lqr would, which is left out
-        experts=False,
+        experts=(),
         packages=("dm-control", "mujoco"),
         prefixes=("dmc", ""),
     ),
@@ -80,7 +79,7 @@ SUITES = (
         episode_frames=0,
         highest_reward=None,
         terminates=False,
-        experts=True,
+        experts=ogbench.TASKS,
         packages=("ogbench", "dm-control", "mujoco"),
         prefixes=("ogbench",),
     ),
@@ -92,11 +91,10 @@ SUITES = (
         episode_frames=500,
         highest_reward=None,
         terminates=False,
-        experts=True,
+        experts=tuple(robodesk.EXPERTS),
         packages=("robodesk", "mujoco"),
         prefixes=("robodesk",),
         options=("scoring", "starts"),
-        scripted=tuple(robodesk.EXPERTS),
     ),
     Suite(
         name="toy",
@@ -106,7 +104,7 @@ SUITES = (
         episode_frames=40,
         highest_reward=None,
         terminates=False,
-        experts=True,
+        experts=toy.TASKS,
         packages=(),
         prefixes=("toy",),
     ),
@@ -118,7 +116,7 @@ SUITES = (
         episode_frames=0,
         highest_reward=None,
         terminates=True,
-        experts=False,
+        experts=(),
         packages=(),  # see `packages_of`
         prefixes=(GYM,),
         options=("success_key", "image_key"),
@@ -156,7 +154,7 @@ def packages_of(task: str) -> tuple[str, ...]:
 def has_expert(task: str) -> bool:
     """Whether a task, by its canonical name, has a scripted expert to take demonstrations from."""
     suite, own_name = suite_of(task), _split(task)[1]
-    return suite.experts and (suite.scripted is None or own_name in suite.scripted)
+    return own_name in suite.experts
 
 
 def task_names() -> list[str]:

@@ -23,7 +23,7 @@ def test_the_table_is_true_of_its_simulators(task):
     suite = envs.suite_of(task)
     env = envs.make(task)
     assert env.episode_decisions * env.action_repeat == suite.episode_frames
-    assert hasattr(env.simulator, "expert_action") is suite.experts
+    assert hasattr(env.simulator, "expert_action") is bool(suite.experts)
     env.reset(seed=0)
     for _ in range(10):
         _, reward, terminated, _, _ = env.step(env.action_space.sample())
@@ -78,7 +78,7 @@ def maze(monkeypatch):
         episode_frames=60,
         highest_reward=2.0,
         terminates=False,
-        experts=False,
+        experts=(),
         packages=("maze-world",),
         prefixes=("maze",),
     )

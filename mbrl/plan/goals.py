@@ -19,15 +19,14 @@ from world_model.data.source import decode_image
 from world_model.files import reading, regular
 
 EXPERT, NONE = "expert", "none"
-ROBODESK = "robodesk"
 
 
 def starts_for(goal: str, task: str) -> dict[int, np.ndarray] | None:
     """The `starts` to make environments with; `goal_frame` fills them. Raises UserError: a goal of another suite."""
     if not is_vp2(goal):
         return None
-    if envs.suite_of(task).name != ROBODESK:
-        raise UserError(f"goal={goal} is for tasks of {ROBODESK}, not for {task}")
+    if "starts" not in envs.suite_of(task).options:
+        raise UserError(f"goal={goal} is for tasks of robodesk, not for {task}")
     return {}
 
 

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from envs.robodesk import STATE_SIZE
 from world_model.data.source import needs
 from world_model.files import read_torch, reading, regular
 
 PREFIX = "vp2:"  # of such a file where another kind could stand
-STATE_SIZE = 73  # numbers of a state of RoboDesk that count: positions and velocities of the arm, then of the rest
 
 
 class Instance(NamedTuple):
