@@ -57,7 +57,7 @@ def _own_gpu(place: int) -> dict[str, str]:
 
 
 def work_off(runs: Sequence[PlannedRun], unfinished: Sequence[PlannedRun], jobs: int, start: Start) -> list[PlannedRun]:
-    """Runs the unfinished ones, at most `jobs` at a time; returns those that failed. Stopped, it stops them too."""
+    """Runs the unfinished ones, at most `jobs` at a time; returns those that failed, in order. Stopped, it stops them."""
     waiting = list(unfinished)
     running: dict[int, tuple[PlannedRun, Handle]] = {}
     # The frame at which each run that is over counts in the bar.
@@ -92,7 +92,7 @@ def work_off(runs: Sequence[PlannedRun], unfinished: Sequence[PlannedRun], jobs:
     finally:
         end([handle for _, handle in running.values()])
         progress.close()
-    return failed
+    return [run for run in unfinished if run in failed]
 
 
 def _reason(run: PlannedRun, code: int) -> str:
