@@ -74,8 +74,8 @@ def main(overrides: list[str]) -> None:
     with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
-            address = process.stdout.readline().strip()
-            if not address.startswith("http"):
+            address = next((line.strip() for line in process.stdout if line.startswith("http")), None)
+            if address is None:
                 raise UserError("the page did not open")
             asyncio.run(measure(address, process))
         finally:

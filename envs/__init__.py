@@ -10,6 +10,7 @@ To add a suite, write a `wrappers.Simulator` in a file of its own and give it a 
 """
 
 from .errors import (
+    PIP,
     EpisodeOver,
     ExpertFailed,
     InvalidAction,
@@ -20,10 +21,22 @@ from .errors import (
     UnknownTask,
     nearest,
 )
-from .suites import SUITES, Suite, canonical, has_expert, make, packages_of, register, suite_of, task_names
+from .suites import (
+    SUITES,
+    Suite,
+    canonical,
+    check_installed,
+    has_expert,
+    make,
+    packages_of,
+    register,
+    suite_of,
+    task_names,
+)
 from .wrappers import Comparable, PixelEnv, Simulator, Snapshot
 
 __all__ = [
+    "PIP",
     "SUITES",
     "Comparable",
     "EpisodeOver",
@@ -39,6 +52,7 @@ __all__ = [
     "Suite",
     "UnknownTask",
     "canonical",
+    "check_installed",
     "has_expert",
     "make",
     "nearest",

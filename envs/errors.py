@@ -1,7 +1,12 @@
 """What a user can get wrong about an environment: one clear line each."""
 
 import difflib
+import sys
 from collections.abc import Iterable
+from pathlib import Path
+
+# How pip is called for the environment that runs: make leaves its .venv inactive.
+PIP = ".venv/bin/pip" if Path(sys.prefix).name == ".venv" else "pip"
 
 
 class UnknownTask(ValueError):

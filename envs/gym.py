@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import gymnasium
 import numpy as np
 
-from .errors import InvalidSetting, MissingGL, MissingPackage, UnknownTask
+from .errors import PIP, InvalidSetting, MissingGL, MissingPackage, UnknownTask
 from .rendering import choose_backend
 from .wrappers import FrameResult
 
@@ -148,7 +148,7 @@ class Gym:
         except ModuleNotFoundError as error:
             reason = error.__cause__ or error.__context__ or error
             raise MissingPackage(
-                f"{self._name} needs a package that is not installed ({_line(reason)}): pip install "
+                f"{self._name} needs a package that is not installed ({_line(reason)}): {PIP} install "
                 f"{self._task.partition(':')[0]}, if pip calls it so"
             ) from error
         except gymnasium.error.Error as error:

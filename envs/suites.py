@@ -5,6 +5,7 @@ tasks is made, not before.
 """
 
 import dataclasses
+import importlib.util
 import re
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import gymnasium
 
 from . import dmcontrol, gym, metaworld, ogbench, robodesk, toy
-from .errors import InvalidSetting, MissingPackage, UnknownTask, nearest
+from .errors import PIP, InvalidSetting, MissingPackage, UnknownTask, nearest
 from .wrappers import PixelEnv, Simulator
 
 USUAL_CAMERA = "corner"  # the default of `make`, in every suite: the usual camera of the task
@@ -35,6 +36,7 @@ class Suite:
     experts: tuple[str, ...]  # the tasks whose simulator has an `expert_action(action_repeat)`, for demonstrations
     packages: tuple[str, ...]  # as pip names them; other versions of these are other tasks
     prefixes: tuple[str, ...]  # of its tasks in other people's results ("dmc_walker_walk"), first the one to write
+    install: str = ""  # what pip is to be told where they are missing, if not their names
     options: tuple[str, ...] = ()  # keywords of `make` that its simulator takes and others do not know
 
     @property
@@ -94,6 +96,7 @@ SUITES = (
         experts=tuple(robodesk.EXPERTS),
         packages=("robodesk", "mujoco"),
         prefixes=("robodesk",),
+        install="--no-deps robodesk==1.0.0",  # without gym, of which nothing is used
         options=("scoring", "starts"),
     ),
     Suite(
@@ -149,6 +152,19 @@ def packages_of(task: str) -> tuple[str, ...]:
     """What the simulator of a task comes with, as pip names it; other versions of it are other tasks."""
     suite, own_name = suite_of(task), _split(task)[1]
     return (re.split(r"[:.]", own_name)[0],) if suite.name == GYM else suite.packages
+
+
+def check_installed(task: str) -> None:
+    """Whether the packages of a task, by its canonical name, are there; imports none of them. Raises MissingPackage."""
+    for package in packages_of(task):
+        if importlib.util.find_spec(package.replace("-", "_")) is None:
+            raise _missing(task, f"no module named {package!r}")
+
+
+def _missing(task: str, reason: object) -> MissingPackage:
+    suite, packages = suite_of(task), " ".join(packages_of(task))
+    command = f"{packages}, if pip calls it so" if suite.name == GYM else suite.install or packages
+    return MissingPackage(f"{task} needs a package that is not installed ({reason}): {PIP} install {command}")
 
 
 def has_expert(task: str) -> bool:
@@ -236,9 +252,7 @@ def make(
     try:
         simulator = suite.simulator(own_name, **settings, **options)
     except ModuleNotFoundError as error:
-        raise MissingPackage(
-            f"{name} needs a package that is not installed ({error}): pip install {' '.join(suite.packages)}"
-        ) from error
+        raise _missing(name, error) from error
     if episode_frames is None:
         episode_frames = suite.episode_frames or _own_length(simulator, action_repeat)
     return PixelEnv(

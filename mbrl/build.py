@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 import envs
 from agents import AGENTS, Agent, DrQv2Config, Uniform, value_range
@@ -239,9 +238,7 @@ def make_ivideogpt(settings: Settings, env: envs.PixelEnv, device: torch.device)
             )
             if (resolution := model.tokenizer.config.resolution) != settings.image_size:
                 raise UserError(f"{world.pretrained} is for {resolution} pixels; image_size={settings.image_size}")
-        built = WorldModelLearner(model.to(device), learner, stream_seed(settings.seed, "world_model"), rhythm=rhythm)
-        tqdm.write(f"the tokenizer learns from {built.reconstruction_loss}", file=sys.stderr)
-        return built
+        return WorldModelLearner(model.to(device), learner, stream_seed(settings.seed, "world_model"), rhythm=rhythm)
     except (WeightsError, UserError):
         raise
     except ValueError as error:  # sizes that do not go together

@@ -10,13 +10,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 import envs
 from agents import Agent, DrQv2
 from mbrl.build import make_agent, make_env, make_world
 from mbrl.collector import record
 from mbrl.experiment import checkpoints
+from mbrl.experiment.bars import progress_bar
 from mbrl.experiment.capacity import needs_of_evaluation, refuse_too_large
 from mbrl.experiment.checkpoints import Checkpoint
 from mbrl.experiment.command import command
@@ -94,7 +94,7 @@ def evaluate(overrides: list[str]) -> None:
             agent = planning_agent(agent, settings, env, saved, device)
     # Not the seeds that training evaluated with: its choice of a checkpoint may have been made on those.
     seeds = [stream_seed(settings.seed, "make eval", i) for i in range(settings.num_eval_episodes)]
-    bar = tqdm(seeds, unit="episode", dynamic_ncols=True)
+    bar = progress_bar(seeds, unit="episode")
     result = play(agent, env, saved.frame // settings.action_repeat, bar)
     env.close()
     planner = f"_{settings.planner}" if planned else ""

@@ -10,9 +10,9 @@ import math
 from typing import Any
 
 import torch
-from tqdm import trange
 
 from agents import Agent, TransitionBatch
+from mbrl.experiment.bars import progress_bar
 from mbrl.experiment.checkpoints import Checkpoint
 from mbrl.experiment.run import Run, stream_seed
 from mbrl.replay import ReplayBuffer
@@ -43,9 +43,7 @@ class MBPO:
         """Until `num_train_frames`; continues where the run's checkpoint left off."""
         session = self.session
         s = session.settings
-        session.begin()
-        if session.run.checkpoint is not None:
-            self.restore(session.run.checkpoint)
+        self.begin()
 
         while session.frame < s.num_train_frames:
             if session.frame < s.num_seed_frames:
@@ -79,13 +77,21 @@ class MBPO:
 
     # -- the verbs of MBPO -------------------------------------------------------------------------------------------
 
+    def begin(self) -> None:
+        """Demonstrations into the replay and the agent, or everything as the last checkpoint left it."""
+        self.session.begin()
+        if self.session.run.checkpoint is not None:
+            self.restore(self.session.run.checkpoint)
+        elif self.session.cloned:
+            self.save()  # so that this need not be done again
+
     def initialise(self) -> None:
         """First training of the world model, first dreams; once."""
         session, s = self.session, self.session.settings
         if self.initialised or not self.imagines:
             return
         self.world.learn_first()
-        for _ in trange(-(-s.initial_rollouts // s.rollout_batch), desc="first dreams", leave=False):
+        for _ in progress_bar(range(-(-s.initial_rollouts // s.rollout_batch)), desc="first dreams", leave=False):
             self.dream(session.seed_agent)
         self.initialised = True
         if session.collector.between_episodes:

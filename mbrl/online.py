@@ -16,6 +16,8 @@ class Online:
         session = self.session
         s = session.settings
         session.begin()
+        if session.cloned:
+            session.save(session.parts())
 
         while session.frame < s.num_train_frames:
             if session.frame < s.num_seed_frames:

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from agents import Agent, BehaviourCloner, Noisy, StreamBatch, TransitionBatch, Uniform, parse_schedule
 from mbrl.build import environment_keywords, make_agent, make_buffer, make_env
 from mbrl.collector import Collector, begin_of, collect_demonstrations, succeeded
 from mbrl.evaluate import Evaluation, play
 from mbrl.experiment import demonstrations
+from mbrl.experiment.bars import progress_bar
 from mbrl.experiment.run import Run, stream_seed
 from mbrl.experiment.settings import UserError
 from mbrl.experiment.video import encode_gif, side_by_side
@@ -55,6 +55,7 @@ class Session:
         self._demonstration_share = parse_schedule(s.demonstration_share)
         self.collector = Collector(self.env, run, self.replay)
         self._saved = run.start_frame
+        self.cloned = False  # whether `begin` has cloned the demonstrations
 
     @property
     def frame(self) -> int:
@@ -120,12 +121,14 @@ class Session:
         return collect_demonstrations(s.task, s.demonstrations, seed, **environment_keywords(s))
 
     def clone(self, agent: BehaviourCloner) -> None:
-        """Behaviour cloning before the first frame."""
+        """Behaviour cloning before the first frame; the run is worth a checkpoint afterwards."""
         updates = self.settings.drqv2.bc_updates
-        for i, metrics in enumerate(tqdm(agent.clone(), desc="behaviour cloning", total=updates, leave=False)):
+        for i, metrics in enumerate(progress_bar(agent.clone(), desc="behaviour cloning", total=updates, leave=False)):
             self.run.record("agent", metrics)
             if i % LOG_UPDATES == 0:
                 self.run.flush(self.frame)
+        self.cloned = updates > 0
+        self.run.progress.unpause()  # its clock is for frames
 
     # -- the verbs ---------------------------------------------------------------------------------------------------
 

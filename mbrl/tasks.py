@@ -21,7 +21,7 @@ def main(overrides: list[str]) -> None:
     for suite, names in suites().items():
         own = [name for name in names if (CONFIG_DIR / "tasks" / f"{name}.yaml").is_file()]
         common = next(name for name in names if name not in own)
-        print(f"\n{suite}, {len(names)} tasks: {gives(load([*overrides, f'task={common}']))}")
+        print(f"\n{suite}, {len(names)} tasks: {gives(load([*overrides, f'task={common}']))}{absent(common)}")
         for name in own:
             print(f"    {name:<28}{gives(load([*overrides, f'task={name}']))}")
         print(wrapped([name for name in names if name not in own]))
@@ -36,6 +36,15 @@ def suites() -> dict[str, list[str]]:
     for name in envs.task_names():
         found.setdefault(name.split("/")[0] if "/" in name else "metaworld", []).append(name)
     return found
+
+
+def absent(task: str) -> str:
+    """A line for who has not installed the suite of a task."""
+    try:
+        envs.check_installed(task)
+    except envs.MissingPackage as error:
+        return f"\n    not installed: {str(error).rpartition(': ')[2]}"
+    return ""
 
 
 def gives(settings: Settings) -> str:

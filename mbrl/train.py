@@ -4,6 +4,7 @@ Every key stands in configs/config.yaml; `dry_run=true` says what would be done,
 runs/<task>/<agent>[-<variant>]/<seed>.
 """
 
+import envs
 from mbrl.dreamer import Dreamer
 from mbrl.experiment.capacity import needs_of_run, refuse_too_large
 from mbrl.experiment.command import command
@@ -24,6 +25,12 @@ def train(settings: Settings) -> None:
         loop = LOOPS.get(settings.agent, Online)(run)
         try:
             loop.train()
+        except KeyboardInterrupt as stop:
+            if run.checkpoint is None:
+                stop.args = ("there was no checkpoint yet: the same command begins again",)
+            else:
+                stop.args = (f"the same command continues from frame {run.checkpoint.frame:,}",)
+            raise
         except (ValueError, RuntimeError):
             loop.join()
             run.flush(loop.session.frame)  # where a loss broke first, name it rather than what it spoilt
@@ -35,6 +42,7 @@ def train(settings: Settings) -> None:
 def main(overrides: list[str]) -> None:
     overrides, dry = dry_run(overrides)
     settings = load(overrides)
+    envs.check_installed(settings.task)
     if dry:
         refuse_too_large(needs_of_run(settings), settings.device)
         print(plan(settings, saved_frame(settings)))

@@ -10,11 +10,11 @@ import dataclasses
 import math
 
 import torch
-from tqdm import tqdm
 
 from mbrl.build import make_env
 from mbrl.compare.results import evaluations
 from mbrl.evaluate import play
+from mbrl.experiment.bars import progress_bar
 from mbrl.experiment.command import command
 from mbrl.experiment.logger import EVAL
 from mbrl.experiment.run import stream_seed
@@ -39,7 +39,7 @@ def main(overrides: list[str]) -> None:
     env, policy, episodes = make_env(settings), trained.policy, int(row["episodes"])
     frame, decision = policy.frame, policy.frame // settings.action_repeat
     seeds = [stream_seed(settings.seed, "evaluation", frame, i) for i in range(episodes)]
-    result = play(policy.agent, env, decision, tqdm(seeds, unit="episode", dynamic_ncols=True))
+    result = play(policy.agent, env, decision, progress_bar(seeds, unit="episode"))
     env.close()
     rate, earned = row["success_rate"], row["episode_return"]
     told = (

@@ -57,8 +57,13 @@ def test_the_pace_is_that_of_the_same_agent_and_preset(run_root: Path) -> None:
     for agent, seconds in (("mbpo", 320), ("uniform", 32)):
         folder = run_root / "toy/reach" / agent / "1"
         folder.mkdir(parents=True)
-        (folder / "config.yaml").write_text(f"agent: {agent}\npreset: smoke\n")
+        (folder / "config.yaml").write_text(f"agent: {agent}\npreset: smoke\ndevice: cpu\n")
         (folder / "eval.csv").write_text(f"{HEADER}160,1,1,1,{seconds}\n")
+    assert planned.pace(settings) == (0.2, folder)
+    (folder / "config.yaml").write_text("agent: uniform\npreset: smoke\ndevice: auto\n")
+    (folder / "git.json").write_text('{"starts": [{"machine": {"gpu": "NVIDIA H100"}}]}')
+    assert planned.pace(settings) == (0.0, None)  # a GPU's pace says nothing of a CPU
+    (folder / "git.json").write_text('{"starts": [{"machine": {"gpu": null}}]}')
     assert planned.pace(settings) == (0.2, folder)
     (folder / "eval.csv").write_text(HEADER)
     assert planned.pace(settings) == (0.0, None)

@@ -142,5 +142,5 @@ def test_a_missing_package_is_one_line_with_the_command(maze, monkeypatch):
         envs.make("maze/left-hand")
     assert str(caught.value) == (
         "maze/left-hand needs a package that is not installed (No module named 'maze_world_that_is_not_installed'): "
-        "pip install maze-world"
+        f"{envs.PIP} install maze-world"
     )

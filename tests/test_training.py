@@ -145,12 +145,40 @@ def demonstrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_cut_off_with_every_use_of_demonstrations_ends_bit_equal(
     demonstrated: Path, run_root: Path, frame: int
 ) -> None:
-    """Before the first checkpoint, after the frames of the seed policy, and while learning."""
+    """While the seed policy plays, after its frames, and while learning."""
     cut(run_root, frame, "agent=drqv2", *DEMONSTRATED)
     again = train(run_root, "agent=drqv2", *DEMONSTRATED)
     assert different(demonstrated, again) == []
     actions = [np.load(run / "replay" / f"{9:06d}.npz")["actions"] for run in (demonstrated, again)]
     assert np.array_equal(*actions)
+
+
+def test_what_was_cloned_is_not_cloned_again(run_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("agent=mbpo", "drqv2.bc_updates=3", "num_train_frames=60")
+    whole = train(run_root / "whole", *words)
+    cut(run_root / "cut", 2, *words)
+    assert checkpoints(run_root / "cut/toy/reach/mbpo/1") == [0]
+    monkeypatch.setattr(DrQv2, "clone", lambda _: pytest.fail("cloned again"))
+    assert different(whole, train(run_root / "cut", *words)) == []
+
+
+def test_a_stop_while_cloning_says_that_nothing_is_saved(run_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(self: DrQv2) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(DrQv2, "clone", stopped)
+    with pytest.raises(KeyboardInterrupt, match="no checkpoint yet: the same command begins again"):
+        train(run_root, "agent=drqv2", "drqv2.bc_updates=3")
+
+
+@pytest.mark.parametrize("words", [(), ("dry_run=true",)])
+def test_a_task_whose_package_is_missing_leaves_nothing_behind(
+    run_root: Path, typed: Command, words: tuple[str, ...]
+) -> None:
+    code, out, line = typed(main, *tiny(run_root, "task=gym:no_such_package:Dot-v0"), *words)
+    assert (code, out) == (2, "")
+    assert "needs a package that is not installed" in line
+    assert not run_root.exists()
 
 
 def test_successes_become_demonstrations_also_behind_a_checkpoint(

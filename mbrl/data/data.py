@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
-from tqdm import tqdm
 
 from envs import suite_of
 from mbrl.data.scripted import ScriptedPlay, chosen_tasks
+from mbrl.experiment.bars import progress_bar
 from mbrl.experiment.capacity import Need, refuse_too_large
 from mbrl.experiment.interrupts import ignored_by_children
 from mbrl.experiment.planned import dry_run
@@ -223,7 +223,7 @@ def main(overrides: list[str]) -> None:
     if dry:
         return
     episodes, skipped, left_out = 0, [], 0
-    with tqdm(total=total, initial=total - ahead, unit=reader.unit, dynamic_ncols=True) as bar:
+    with progress_bar(total=total, initial=total - ahead, unit=reader.unit) as bar:
         for done in in_parallel(left, workers):
             episodes += done.episodes
             skipped += done.skipped

@@ -69,10 +69,11 @@ def command(main: Callable[[list[str]], None]) -> None:
         if (line := of_the_machine(error)) is None:
             raise
         fail(line)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         close_bars()
         behind_ctrl_c = "\n" if sys.stderr.isatty() else ""
-        print(f"{behind_ctrl_c}stopped; the same command continues from the last checkpoint", file=sys.stderr)
+        what = stop.args[0] if stop.args else "the same command continues from the last checkpoint"
+        print(f"{behind_ctrl_c}stopped; {what}", file=sys.stderr)
         sys.exit(interrupts.STOPPED)
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from mbrl.experiment.capacity import amount, needs_of_run, space
 from mbrl.experiment.logger import EVAL
-from mbrl.experiment.run import run_folder
-from mbrl.experiment.settings import CONFIG_DIR, Settings, UserError
+from mbrl.experiment.run import PROVENANCE, run_folder
+from mbrl.experiment.settings import CONFIG_DIR, Settings, UserError, pick_device
 from mbrl.experiment.stored_config import CONFIG, read_yaml
-from world_model.files import READ_ERRORS
+from world_model.files import READ_ERRORS, read_json
 
 KEY = "dry_run"
 BROKEN: tuple[type[Exception], ...] = (*READ_ERRORS, ZeroDivisionError)  # of the files of a run that is looked at
@@ -49,7 +49,8 @@ def plan(settings: Settings, begun_at: int) -> str:
     lines.append(f"disk: up to {amount(episodes)} of episodes, beside two checkpoints and videos; {free} are free")
     seconds, source = pace(s)
     if source is not None:
-        lines.append(f"time: {duration(left * seconds)} at the pace of {source}, on its machine")
+        hardware = "a CPU" if pick_device(s.device).type == "cpu" else "a GPU"
+        lines.append(f"time: {duration(left * seconds)} at the pace of {source}, on {hardware} of its own")
     else:
         lines.append("time: not known before it is tried; the bar says it after some hundred frames")
     return "\n".join(lines)
@@ -61,7 +62,8 @@ def memory(settings: Settings) -> int:
 
 
 def pace(settings: Settings) -> tuple[float, Path | None]:
-    """Seconds a frame of a run of this agent and preset that is here, its newest or a published one, and which."""
+    """Seconds a frame of a run of this agent, preset and kind of device: the newest here, or a published one; which."""
+    kind = pick_device(settings.device).type
     for root in (Path(settings.run_root), CONFIG_DIR.parent / "runs" / "published"):
         found = [path for depth in ("*/*/*", "*/*/*/*") for path in root.glob(f"{depth}/{EVAL}")]  # toy/reach is two
         newest = sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
@@ -69,11 +71,19 @@ def pace(settings: Settings) -> tuple[float, Path | None]:
             try:
                 config = read_yaml(path.parent / CONFIG)
                 *_, last = csv.DictReader(path.read_text().splitlines())
-                if config["agent"] == settings.agent and config["preset"] == settings.preset:
+                same = config["agent"] == settings.agent and config["preset"] == settings.preset
+                if same and _device(path.parent, config["device"]) == kind:
                     return float(last["wall_time_s"]) / float(last["frame"]), path.parent
             except BROKEN:
                 continue
     return 0.0, None
+
+
+def _device(folder: Path, asked: str) -> str:
+    """The kind of device that a run computed on last."""
+    if asked != "auto":
+        return asked.partition(":")[0]
+    return "cuda" if read_json(folder / PROVENANCE)["starts"][-1]["machine"]["gpu"] else "cpu"
 
 
 def duration(seconds: float) -> str:

@@ -33,9 +33,9 @@ from typing import Any, TextIO
 
 import numpy as np
 from torch import Tensor
-from tqdm import tqdm
 
 from mbrl.experiment import checkpoints
+from mbrl.experiment.bars import progress_bar
 from mbrl.experiment.checkpoints import Checkpoint
 from mbrl.experiment.identity import FREE_KEYS, differences, with_defaults
 from mbrl.experiment.logger import EVAL, EVAL_COLUMNS, TRAIN, Logger, last_frame
@@ -84,13 +84,10 @@ class Run:
             sizes=state.get("log_sizes"),
         )
         self._config = read_config(folder / CONFIG)
-        self.progress = tqdm(
+        self.progress = progress_bar(
             total=settings.num_train_frames,
             initial=self.start_frame,
             unit="frame",
-            dynamic_ncols=True,
-            # A log file wants a line now and then, a terminal a bar that moves.
-            mininterval=1 if sys.stderr.isatty() else 30,
         )
         self._shown: dict[str, str] = {}
 

@@ -13,9 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
-from tqdm import tqdm
-
 from mbrl.collector import record
+from mbrl.experiment.bars import progress_bar
 from mbrl.experiment.run import stream_seed
 from mbrl.experiment.settings import Count, Folder, Positive, Range, Seed, UserError, load_plain
 from mbrl.experiment.stored_config import stored_config
@@ -64,7 +63,7 @@ def main(overrides: list[str]) -> None:
     recordings = Recordings(folder)
     episodes = dreams(settings) if settings.dreams else itertools.islice(recordings, settings.episodes)
     total = settings.dreams or min(len(recordings), settings.episodes or len(recordings))
-    bar = tqdm(episodes, total=total, unit="episode", dynamic_ncols=True)
+    bar = progress_bar(episodes, total=total, unit="episode")
     written = write_lerobot(
         out, bar, camera=IMAGE, fps=settings.fps, task=settings.task or str(config.get("task", name))
     )

@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 import envs
 from agents import Uniform
 from mbrl.collector import EpisodeRecorder
 from mbrl.compare.stats import fisher_exact, wilson
+from mbrl.experiment.bars import progress_bar
 from mbrl.experiment.capacity import needs_of_planning, refuse_too_large
 from mbrl.experiment.planned import dry_run
 from mbrl.experiment.provenance import provenance
@@ -82,7 +82,7 @@ class Planning:
     def run(self, rows: list[Row]) -> None:
         """Play what is missing of the episodes, each of which enters `rows` and the file when it is over."""
         s = self.settings
-        for episode in tqdm(range(len(rows), s.episodes), initial=len(rows), total=s.episodes, unit="episode"):
+        for episode in progress_bar(range(len(rows), s.episodes), initial=len(rows), total=s.episodes, unit="episode"):
             seed = s.seed + episode
             aim = self.offset_goals.draw(seed) if self.offset_goals else None
             goal = aim.frame if aim else goal_frame(s.goal, self.env, seed)

@@ -13,6 +13,7 @@ from typing import Annotated
 
 import torch
 
+from envs import PIP
 from mbrl.build import ROOT
 from mbrl.experiment.settings import Count, Folder, Settings, UserError, load, load_plain, typed_keys
 from mbrl.interop.trained import Trained, open_run, runs_with_weights
@@ -97,6 +98,8 @@ def main(overrides: list[str]) -> None:
         kept = Path(options.kept) / settings.task
         return assemble(settings, trained, options.model, kept, session.wanted_back)
 
+    if trained is not None:
+        print(f"{settings.task}: {trained.policy.folder} at frame {trained.policy.frame:,}")
     session = Session(build, status, options.episode)
     if options.gif != "none":
         write_film(Conduct(build(session), status, options.episode), Path(options.gif))
@@ -104,7 +107,7 @@ def main(overrides: list[str]) -> None:
     try:
         from mbrl.play.server import serve
     except ModuleNotFoundError as error:
-        raise UserError(f"the page needs a package that is not installed ({error}): pip install '.[play]'") from error
+        raise UserError(f"the page needs a package that is not installed ({error}): {PIP} install '.[play]'") from error
     try:
         session.open()
         serve(session, options.host, options.port)

@@ -20,9 +20,9 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from mbrl.build import find_pretrained
+from mbrl.experiment.bars import progress_bar
 from mbrl.experiment.capacity import Need, refuse_too_large
 from mbrl.experiment.planned import dry_run
 from mbrl.experiment.provenance import provenance
@@ -148,7 +148,7 @@ class Prediction:
         """All metrics, None where one is missing, and the images of the first clips by their names."""
         s, total = self.settings, len(self.clips.frames)
         scores, images = Scores(self.known, self.model.tokens, s.with_context, self.lpips, self.i3d), []
-        with tqdm(total=total * self.samples, unit="prediction", dynamic_ncols=True) as bar:
+        with progress_bar(total=total * self.samples, unit="prediction") as bar:
             size = max(1, s.batch_size // self.samples)
             for first in range(0, total, size):
                 rows = slice(first, first + size)

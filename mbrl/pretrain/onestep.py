@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from mbrl.experiment import checkpoints
+from mbrl.experiment.bars import progress_bar
 from mbrl.experiment.capacity import needs_of_onestep, refuse_too_large
 from mbrl.experiment.logger import Logger
 from mbrl.experiment.run import RunFinished, lock_folder, stream_seed
@@ -68,7 +68,7 @@ class OneStepPretraining:
 
     def train(self, logger: Logger) -> None:
         s, config, world = self.settings, self.config, self.world
-        with tqdm(total=config.updates, initial=self.update, unit="update", dynamic_ncols=True) as bar:
+        with progress_bar(total=config.updates, initial=self.update, unit="update") as bar:
             while (progress := done(config, self.update, logger.wall_time_s)) < 1:
                 clips = self.data.sample(config.batch_size, self.length, self.generator).map(self._on_device)
                 metrics = world.update(clips._replace(frames=to_float(clips.frames)), rate(config, progress))

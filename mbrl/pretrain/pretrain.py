@@ -17,10 +17,10 @@ from typing import TextIO
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm, trange
 
 from mbrl.build import at_random, beyond_the_start, check_lengths
 from mbrl.experiment import checkpoints
+from mbrl.experiment.bars import progress_bar
 from mbrl.experiment.capacity import Need, needs_of_learner, needs_of_model, refuse_too_large
 from mbrl.experiment.logger import Logger
 from mbrl.experiment.planned import dry_run
@@ -191,7 +191,7 @@ class Pretraining:
     def train(self) -> None:
         s = self.settings
         quiet = self.logger is None
-        with tqdm(total=self.total, initial=self.update, unit="update", dynamic_ncols=True, disable=quiet) as bar:
+        with progress_bar(total=self.total, initial=self.update, unit="update", disable=quiet) as bar:
             for stage in self._schedule():
                 bar.set_description(stage, refresh=False)
                 clips, frames = self._batch(stage)
@@ -284,7 +284,9 @@ class Pretraining:
             torch.zeros(s.cached_clips, length, self.train_data.action_dim),
             torch.zeros(s.cached_clips, length),
         )
-        firsts = trange(0, s.cached_clips, TOKENIZED, desc="clips to tokens", leave=False, disable=self.logger is None)
+        firsts = progress_bar(
+            range(0, s.cached_clips, TOKENIZED), desc="clips to tokens", leave=False, disable=self.logger is None
+        )
         for i, first in enumerate(firsts):
             rows = slice(first, min(first + TOKENIZED, s.cached_clips))
             windows = self._draw(self.transformer_data, rows.stop - first, length, generator)

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import trange
 
+from mbrl.experiment.bars import progress_bar
 from mbrl.experiment.run import stream_seed
 from mbrl.experiment.settings import UserError, pick_device
 from mbrl.pretrain.models import heads_of, sizes
@@ -117,7 +117,7 @@ class Measurement:
         """On the same clips in the same order, whatever the tokenizer."""
         s, generator = self.settings, np.random.default_rng(stream_seed(self.settings.seed, "clips"))
         name = f"tokenizer, {self.model.layout.dynamics_tokens} tokens a frame"
-        for _ in trange(s.tokenizer_updates, desc=name, unit="update", dynamic_ncols=True):
+        for _ in progress_bar(range(s.tokenizer_updates), desc=name, unit="update"):
             batch = self.data.sample(s.learner.tokenizer_batch_size, s.learner.tokenizer_span, generator)
             self.learner.update(frames=to_float(batch.frames.to(self.device)))
 

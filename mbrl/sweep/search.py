@@ -28,9 +28,9 @@ from optuna.distributions import (
 from optuna.exceptions import OptunaError
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
-from tqdm import tqdm
 
 from mbrl.compare.results import NothingThere, evaluations
+from mbrl.experiment.bars import progress_bar
 from mbrl.experiment.logger import EVAL
 from mbrl.experiment.run import is_finished, lock_folder
 from mbrl.experiment.settings import UserError, first_line
@@ -163,7 +163,7 @@ class Search:
 
     def work_off(self) -> None:
         """Until `trials` trials have ended. Stopped, it stops their runs, and they stay under way."""
-        with tqdm(total=self.sweep.trials, unit="trial", dynamic_ncols=True) as progress:
+        with progress_bar(total=self.sweep.trials, unit="trial") as progress:
             try:
                 while self.running or self.waiting or self.active or self._asked() < self.sweep.trials:
                     self._start()

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from envs import PIP
 from mbrl.experiment.settings import UserError
 from mbrl.sweep.runs import PlannedRun, SweepSettings
 
@@ -62,7 +63,7 @@ def submit(sweep: SweepSettings, runs: Sequence[PlannedRun]) -> dict[Path, Job]:
     try:
         import submitit
     except ImportError as error:
-        raise UserError("launcher=slurm needs the package: pip install submitit, or leave launcher=local") from error
+        raise UserError(f"launcher=slurm needs the package: {PIP} install submitit, or leave launcher=local") from error
     folder = Path(runs[0].settings.run_root) / "slurm" / "%A"
     try:
         cluster = "slurm" if sweep.launcher == "slurm" else "local"

@@ -16,8 +16,9 @@ import time
 from collections.abc import Sequence
 
 import torch
-from tqdm import tqdm
 
+from envs import PIP
+from mbrl.experiment.bars import progress_bar
 from mbrl.experiment.planned import dry_run, duration, pace
 from mbrl.experiment.run import is_finished, saved_frame
 from mbrl.experiment.settings import UserError
@@ -57,18 +58,16 @@ def _own_gpu(place: int) -> dict[str, str]:
 
 
 def work_off(runs: Sequence[PlannedRun], unfinished: Sequence[PlannedRun], jobs: int, start: Start) -> list[PlannedRun]:
-    """Runs the unfinished ones, at most `jobs` at a time; returns those that failed, in order. Stopped, it stops them."""
+    """Runs the unfinished ones, at most `jobs` at a time; returns those that failed, in order. Stopped, stops them."""
     waiting = list(unfinished)
     running: dict[int, tuple[PlannedRun, Handle]] = {}
     # The frame at which each run that is over counts in the bar.
     ended = {run.folder: run.settings.num_train_frames for run in runs if run not in waiting}
     failed: list[PlannedRun] = []
-    progress = tqdm(
+    progress = progress_bar(
         total=sum(run.settings.num_train_frames for run in runs),
         initial=sum(ended.get(run.folder, run.frame()) for run in runs),
         unit="frame",
-        dynamic_ncols=True,
-        mininterval=PAUSE_S if sys.stderr.isatty() else 30,
         miniters=0,
     )
     try:
@@ -107,7 +106,7 @@ def _search(sweep: SweepSettings, overrides: Sequence[str]) -> None:
     try:
         from mbrl.sweep.search import search
     except ModuleNotFoundError as error:
-        raise UserError(f"search needs a package that is not installed ({error}): pip install '.[sweep]'") from error
+        raise UserError(f"search needs a package that is not installed ({error}): {PIP} install '.[sweep]'") from error
     if sweep.launcher == "local":
         search(sweep, of_runs, LocalProcess)
     else:

@@ -3,21 +3,22 @@
 What the loops with a world model share, `mbpo.py` and `mpc.py`.
 """
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tqdm import trange
-
 import envs
 from mbrl.build import make_world
 from mbrl.experiment.background import Background
+from mbrl.experiment.bars import progress_bar
 from mbrl.experiment.checkpoints import Checkpoint
 from mbrl.experiment.run import stream_seed
 from mbrl.experiment.settings import UserError
 from mbrl.rollout import RealClips
 from mbrl.session import Session
 from mbrl.world.validate import validate
+from world_model.ivideogpt.learner import WorldModelLearner
 
 LOG_UPDATES = 50  # updates between two lines of the log while the world model is first trained
 
@@ -32,6 +33,8 @@ class WorldTraining:
                 f"task={s.task} can end before its time limit, and dreams of this world model can't: add continue to "
                 "world_model.heads"
             )
+        if isinstance(self.model, WorldModelLearner):
+            session.run.progress.write(f"the tokenizer learns from {self.model.reconstruction_loss}", file=sys.stderr)
         self.clips = RealClips(session.replay, session.device)
         self.background = Background(session.device)
 
@@ -39,12 +42,13 @@ class WorldTraining:
         """The first training, before anybody dreams."""
         session = self.session
         with self.background.alone():
-            for i in trange(
-                session.settings.initial_model_updates, desc="first training of the world model", leave=False
+            for i in progress_bar(
+                range(session.settings.initial_model_updates), desc="first training of the world model", leave=False
             ):
                 self.learn(frame=None)
                 if i % LOG_UPDATES == 0:
                     session.run.flush(session.frame)
+        session.run.progress.unpause()  # its clock is for frames
 
     def learn(self, frame: int | None) -> None:
         """Update the parts that are due at `frame` (all without one) on fresh real clips, in the background."""

@@ -46,13 +46,14 @@ export function drawImages(redraw) {
   badge("real", at.terminated ? "the task has ended" : at.success ? "success" : "", at.success);
 }
 
+const ALONE = 25; // decisions after which a dream may be far from what is real
 const DECISIONS = 12; // for which the dream says that it began again
 
 function dreamBadge(at) {
-  for (let i = 0, m = at; m && i < DECISIONS; i++, m = moment(m.parent)) {
-    if (m.anchored) return "began again from its own frames";
-    if (m.pilot === "woken") return "woken";
-    if (m.parent === null) return "";
+  let m = at, alone = 0; // decisions since it saw what is real
+  for (; m && m.pilot !== "woken" && m.parent !== null; m = moment(m.parent), alone++) {
+    if (m.anchored && alone < DECISIONS) return "began again from its own frames";
   }
-  return "";
+  if (m?.pilot === "woken" && alone < DECISIONS) return "woken";
+  return alone < ALONE ? "" : `${alone} decisions alone: R wakes it`;
 }

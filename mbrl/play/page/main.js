@@ -146,7 +146,8 @@ function setUp() {
   const { about } = state;
   document.title = `${about.task} – dream and simulator`;
   find("#task").textContent = about.task;
-  find("#model").textContent = `dream of ${about.model}` + (about.run ? `, policy of ${about.run} at frame ${about.frames.toLocaleString("en")}` : "");
+  const own = about.run && about.model.startsWith(about.run), policy = about.run ? `policy of ${about.run}, frame ${about.frames.toLocaleString("en")}` : "";
+  find("#model").textContent = own ? `dream and ${policy}` : `dream of ${about.model}` + (policy && `, ${policy}`);
   find("#model").title = find("#model").textContent;
   find("#pilots").replaceChildren(...["you", ...about.pilots].map((name, i) => {
     const button = document.createElement("button");
