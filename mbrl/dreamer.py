@@ -86,9 +86,6 @@ class Dreamer:
             found = validate_dreamer(self.agent, result.episodes, seed)
         session.log_world_model(*found)
 
-    def join(self) -> None:
-        """Nothing goes on beside the loop."""
-
     def close(self) -> None:
         self.session.close()
 

@@ -62,8 +62,6 @@ class MBPO:
                     self.dream(self.agent)
                 # Act.
                 self.act()
-            if session.log_due:
-                self.join()
             session.run.step(session.frame)
             # Evaluate.
             if session.evaluation_due:
@@ -103,7 +101,7 @@ class MBPO:
         episode = session.act(self.agent)
         if episode is None or not self.imagines or not self.gate.least:
             return
-        with self.world.still(), session.run.timed("dream_s"):
+        with self.world.model.frozen(), session.run.timed("dream_s"):
             seed = stream_seed(s.seed, "gate", session.frame)
             self.gate.judge(self.world.model, episode, s.rollout_horizon, seed)
         if not math.isnan(self.gate.correlation):
@@ -114,7 +112,7 @@ class MBPO:
         session, s = self.session, self.session.settings
         if not self.imagines or not self.gate.open:
             return
-        with self.world.still(), session.run.timed("dream_s"):
+        with self.world.model.frozen(), session.run.timed("dream_s"):
             episodes = dream(
                 self.world.model,
                 agent,
@@ -140,10 +138,6 @@ class MBPO:
             parts.append(self.imagined.sample(size - real))
         return TransitionBatch.cat(parts)
 
-    def join(self) -> None:
-        """Join what goes on beside the loop."""
-        self.world.join()
-
     def close(self) -> None:
         self.world.close()
         self.session.close()
@@ -151,7 +145,6 @@ class MBPO:
     # -- saving ------------------------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        self.join()
         self.session.save(self.parts())
 
     def parts(self) -> dict[str, Any]:

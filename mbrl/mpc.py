@@ -67,15 +67,11 @@ class MPC:
     def act(self) -> None:
         """One decision, for which nothing is learned meanwhile; what a new plan promised is logged."""
         before = self.agent.latest
-        with self.world.still():
+        with self.world.model.frozen():
             self.session.act(self.agent)
         if (latest := self.agent.latest) is not None and latest is not before:
             named = {f"plan_{name}": value for name, value in latest.plan.metrics.items()}
             self.session.run.record("agent", named | {"plan_promised": latest.plan.promised})
-
-    def join(self) -> None:
-        """Join what goes on beside the loop."""
-        self.world.join()
 
     def close(self) -> None:
         self.world.close()
@@ -84,7 +80,6 @@ class MPC:
     # -- saving ------------------------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        self.join()
         self.session.save(self.parts())
 
     def parts(self) -> dict[str, Any]:

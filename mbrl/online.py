@@ -38,8 +38,5 @@ class Online:
 
         session.save(session.parts(), finished=True)
 
-    def join(self) -> None:
-        """Nothing goes on beside the loop."""
-
     def close(self) -> None:
         self.session.close()

@@ -159,10 +159,6 @@ class Session:
         return int(updates_per_decision * (decision + 1)) - int(updates_per_decision * decision)
 
     @property
-    def log_due(self) -> bool:
-        return self.due(self.settings.log_every_frames)
-
-    @property
     def evaluation_due(self) -> bool:
         """Whether `eval_every_frames` or the end has been reached; never while the first frames are collected."""
         last = self.frame >= self.settings.num_train_frames

@@ -4,11 +4,13 @@ Every key stands in configs/config.yaml; `dry_run=true` says what would be done,
 runs/<task>/<agent>[-<variant>]/<seed>.
 """
 
+import sys
+
 import envs
 from mbrl.dreamer import Dreamer
 from mbrl.experiment.capacity import needs_of_run, refuse_too_large
 from mbrl.experiment.command import command
-from mbrl.experiment.planned import dry_run, plan
+from mbrl.experiment.planned import dry_run, headline, plan
 from mbrl.experiment.run import Run, saved_frame
 from mbrl.experiment.settings import Settings, load
 from mbrl.mbpo import MBPO
@@ -22,6 +24,7 @@ LOOPS: dict[str, type[MBPO | Dreamer | MPC | Online]] = {"mbpo": MBPO, "dreamerv
 def train(settings: Settings) -> None:
     refuse_too_large(needs_of_run(settings), settings.device)
     with Run.open(settings) as run:
+        run.progress.write(headline(settings), file=sys.stderr)
         loop = LOOPS.get(settings.agent, Online)(run)
         try:
             loop.train()
@@ -32,7 +35,6 @@ def train(settings: Settings) -> None:
                 stop.args = (f"the same command continues from frame {run.checkpoint.frame:,}",)
             raise
         except (ValueError, RuntimeError):
-            loop.join()
             run.flush(loop.session.frame)  # where a loss broke first, name it rather than what it spoilt
             raise
         finally:

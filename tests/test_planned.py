@@ -34,7 +34,7 @@ def test_a_run_that_has_not_begun_and_one_that_has(run_root: Path, typed: Comman
     code, out, error = typed(training.main, *words, "dry_run=true")
     assert (code, error) == (0, "")
     assert out.startswith(
-        f"mbpo on toy/reach, preset smoke, protocol bonus_demos, seed 1, into {run_root}/toy/reach/mbpo/1"
+        f"mbpo on toy/reach, preset smoke, protocol bonus_demos, seed 1, on cpu, into {run_root}/toy/reach/mbpo/1"
     )
     assert "160 frames from frame 0, evaluated 2 times over 1 episodes" in out
     assert "updates of the agent: 30, batch 4" in out

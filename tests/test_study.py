@@ -1,6 +1,7 @@
 """Studies at the smallest size, on the command line: what stands in their tables is what it says."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,9 +10,11 @@ from safetensors.torch import load_file
 from tiny_world import TOKENIZER, TRANSFORMER, make_clips
 
 from mbrl.experiment.settings import load_plain
+from mbrl.plan.scores import codes, image
 from mbrl.predict.predict import Prediction, PredictSettings
 from mbrl.pretrain.models import make_model, sizes
 from mbrl.study import study
+from mbrl.study.distances import code_distances, descent, image_distances, ranks
 from mbrl.study.efficiency import kept_for_backward, variants
 from world_model import Episode, IVideoGPT, TokenizerConfig
 from world_model.api import Clips
@@ -205,6 +208,36 @@ def test_errors_are_one_line(data, tmp_path, typed):
 
 
 # -- tokens of single frames ------------------------------------------------------------------------------------------
+
+
+def test_distances_are_ranked_against_the_decisions_to_go(studied):
+    rows, _ = studied("distances", "task_names=[toy/reach,toy/centre]", "episodes_per_task=2")
+    assert [row["task"] for row in rows] == ["toy/reach", "toy/centre"]
+    for row in rows:
+        assert row["episodes"] == 2
+        assert all(-1 <= row[f"{what}, {how}"] <= 1 for what in ("images", "codes") for how in ("whole", "16 ahead"))
+
+
+def test_ranks():
+    assert list(ranks(np.array([3.0, 1.0, 1.0, 9.0]))) == [3, 1.5, 1.5, 4]
+    assert descent(np.array([9.0, 4.0, 1.0, 0.0])) == pytest.approx(1)
+    assert descent(np.array([0.0, 1.0, 4.0])) == pytest.approx(-1)
+    assert np.isnan(descent(np.zeros(3)))
+
+
+@torch.no_grad()
+def test_distances_are_those_that_a_planner_scores_by(model):
+    world = IVideoGPT.from_pretrained(model, 4).eval()
+    frames = torch.from_numpy(moving_bar(3).frames).float() / 255
+    known = world.layout.context_length
+    start = world.start(torch.stack([frames[0]] * (known - 1) + [frames[1]])[None], horizon=1, temperature=0.0)
+    for measure, distances in ((codes, code_distances(world, known, frames, 1)), (image, image_distances(frames)[1:])):
+        scores = [
+            float(measure(frames[-1])(start, [SimpleNamespace(frame=frame[None], tokens=start.encode(frame[None]))]))
+            for frame in frames[1:]
+        ]
+        np.testing.assert_allclose(scores, -distances, rtol=1e-4, atol=1e-6)
+    assert distances[-1] == 0
 
 
 @torch.no_grad()

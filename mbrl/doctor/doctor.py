@@ -102,5 +102,5 @@ def _weight_lines(settings: Settings) -> list[str]:
         elif missing:
             lines.append(f"{name}: {' and '.join(missing)} not found in {folder.resolve()} ({key})")
         else:
-            lines.append(f"{name}: found in {folder.resolve()} ({key})")
+            lines.append(f"{name}: found in {value} ({key})")
     return lines

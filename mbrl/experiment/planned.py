@@ -30,12 +30,12 @@ def dry_run(overrides: Sequence[str]) -> tuple[list[str], bool]:
 
 def plan(settings: Settings, begun_at: int) -> str:
     """What a run will do from frame `begun_at` on, and what it takes, as far as that is known beforehand."""
-    s, folder = settings, run_folder(settings)
+    s = settings
     left = max(0, s.num_train_frames - begun_at)
     evaluations = s.num_train_frames // s.eval_every_frames - begun_at // s.eval_every_frames
     learned = max(0, s.num_train_frames - max(begun_at, s.num_seed_frames)) // s.action_repeat
     lines = [
-        f"{s.agent} on {s.task}, preset {s.preset}, protocol {s.protocol}, seed {s.seed}, into {folder}",
+        headline(s),
         f"{left:,} frames from frame {begun_at:,}, evaluated {evaluations} times over {s.num_eval_episodes} episodes",
     ]
     if s.agent in ("mbpo", "drqv2"):
@@ -54,6 +54,15 @@ def plan(settings: Settings, begun_at: int) -> str:
     else:
         lines.append("time: not known before it is tried; the bar says it after some hundred frames")
     return "\n".join(lines)
+
+
+def headline(settings: Settings) -> str:
+    """What is trained, and where it goes."""
+    s = settings
+    return (
+        f"{s.agent} on {s.task}, preset {s.preset}, protocol {s.protocol}, seed {s.seed}, "
+        f"on {pick_device(s.device).type}, into {run_folder(s)}"
+    )
 
 
 def memory(settings: Settings) -> int:

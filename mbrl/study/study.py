@@ -1,6 +1,7 @@
 """Studies of a world model, each a table: `make study NAME=<study>`, `python -m mbrl.study key=value ...`.
 
     decoupling   future frames decoded with their context, with another clip's, and without any
+    distances    of images and of code vectors, against the decisions to a goal (mbrl/study/distances.py)
     efficiency   compressive tokens against tokens of single frames: memory, time, quality (mbrl/study/efficiency.py)
     fewshot      predictions of held-out clips, the tokenizer adapted to N trajectories, the transformer frozen
     scaling      loss on held-out clips against parameters of the transformer, on the tokens of one tokenizer
@@ -30,7 +31,7 @@ from mbrl.predict.predict import Prediction, PredictSettings, cut
 from mbrl.pretrain.models import held_out_every
 from mbrl.pretrain.pretrain import Pretraining, PretrainSettings
 from mbrl.rollout import to_float, to_uint8
-from mbrl.study import efficiency
+from mbrl.study import distances, efficiency
 from world_model import IVideoGPT
 from world_model.api import Clips
 from world_model.data import ClipDataset
@@ -45,6 +46,7 @@ Row = dict[str, Any]
 @dataclasses.dataclass(frozen=True)
 class Overrides:
     decoupling: tuple[str, ...]
+    distances: tuple[str, ...]
     efficiency: tuple[str, ...]
     fewshot: tuple[str, ...]
     scaling: tuple[str, ...]
@@ -52,13 +54,15 @@ class Overrides:
 
 @dataclasses.dataclass(frozen=True)
 class StudySettings:
-    study: Literal["decoupling", "efficiency", "fewshot", "scaling"]
+    study: Literal["decoupling", "distances", "efficiency", "fewshot", "scaling"]
     out: Folder
     clips: Positive
     samples: Positive
     trajectories: Annotated[tuple[Count, ...], Range(1)]
     transformers: Annotated[tuple[Name, ...], Range(1)]
     repeats: Positive
+    task_names: Annotated[tuple[str, ...], Range(1)]
+    episodes_per_task: Positive
     overrides: Overrides
 
     @property
@@ -225,8 +229,15 @@ def efficient(study: Study) -> list[Row]:
     return efficiency.measure(study.pretrain, study.held_out, study.settings.repeats)
 
 
+def distant(study: Study) -> list[Row]:
+    s, p = study.settings, study.pretrain
+    model = find_pretrained(p.start_from, "start_from")
+    return distances.measure(model, s.task_names, s.episodes_per_task, p.seed, pick_device(p.device))
+
+
 STUDIES: dict[str, Callable[[Study], list[Row]]] = {
     "decoupling": decoupling,
+    "distances": distant,
     "efficiency": efficient,
     "fewshot": fewshot,
     "scaling": scaling,
@@ -238,6 +249,8 @@ def plan(study: Study) -> str:
     s, p = study.settings, study.pretrain
     what = {
         "decoupling": f"{p.start_from} decodes {s.clips} held-out clips in three ways; nothing is trained",
+        "distances": f"{s.episodes_per_task} episodes of the expert on each of {len(s.task_names)} tasks, "
+        f"seen by {p.start_from}; nothing is trained",
         "efficiency": f"three tokenizers learn for {p.tokenizer_updates:,} updates each, then {s.repeats} timed "
         f"training steps and rollouts on each; {s.clips} held-out clips",
         "fewshot": f"the tokenizer of {p.start_from} learns for {p.tokenizer_updates:,} updates from "
@@ -246,7 +259,8 @@ def plan(study: Study) -> str:
         "scaling": f"transformers {', '.join(s.transformers)} learn for {p.transformer_updates:,} updates each from "
         f"tokens of {p.start_from}; loss on {s.clips} held-out clips",
     }
-    return f"{s.study} on {p.data}: {what[s.study]}. Into {study.folder}; what is there already is not trained again"
+    data = "" if s.study == "distances" else f" on {p.data}"
+    return f"{s.study}{data}: {what[s.study]}. Into {study.folder}; what is there already is not trained again"
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -275,6 +289,9 @@ def main(overrides: list[str]) -> None:
     rows = [{name: None if value != value else value for name, value in row.items()} for row in rows]  # JSON has no nan
     about = {"rows": rows, "settings": to_dict(s), "pretrain": to_dict(p), "provenance": provenance()}
     (study.folder / "study.json").write_text(json.dumps(about, indent=1) + "\n")
-    heading = f"{s.study} on {p.data}: {s.clips} held-out clips, {p.horizon} frames predicted, seed {p.seed}\n\n"
+    seen = f"{s.study} on {p.data}: {s.clips} held-out clips, {p.horizon} frames predicted"
+    if s.study == "distances":
+        seen = f"{s.study}: the expert's episodes, seen by {p.start_from}"
+    heading = f"{seen}, seed {p.seed}\n\n"
     (study.folder / "study.md").write_text(heading + table(rows))
     print(f"{heading}{table(rows)}\n{study.folder}: study.md, study.json")

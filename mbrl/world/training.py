@@ -1,16 +1,13 @@
-"""The world model of a run: it learns in the background from the real replay, is held against evaluation, is saved.
+"""The world model of a run: it learns from the real replay, is held against evaluation, is saved.
 
 What the loops with a world model share, `mbpo.py` and `mpc.py`.
 """
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import envs
 from mbrl.build import make_world
-from mbrl.experiment.background import Background
 from mbrl.experiment.bars import progress_bar
 from mbrl.experiment.checkpoints import Checkpoint
 from mbrl.experiment.run import stream_seed
@@ -36,43 +33,30 @@ class WorldTraining:
         if isinstance(self.model, WorldModelLearner):
             session.run.progress.write(f"the tokenizer learns from {self.model.reconstruction_loss}", file=sys.stderr)
         self.clips = RealClips(session.replay, session.device)
-        self.background = Background(session.device)
 
     def learn_first(self) -> None:
         """The first training, before anybody dreams."""
         session = self.session
-        with self.background.alone():
-            for i in progress_bar(
-                range(session.settings.initial_model_updates), desc="first training of the world model", leave=False
-            ):
-                self.learn(frame=None)
-                if i % LOG_UPDATES == 0:
-                    session.run.flush(session.frame)
+        updates = range(session.settings.initial_model_updates)
+        for i in progress_bar(updates, desc="first training of the world model", leave=False):
+            self.learn(frame=None)
+            if i % LOG_UPDATES == 0:
+                session.run.flush(session.frame)
         session.run.progress.unpause()  # its clock is for frames
 
     def learn(self, frame: int | None) -> None:
-        """Update the parts that are due at `frame` (all without one) on fresh real clips, in the background."""
+        """Update the parts that are due at `frame` (all without one) on fresh real clips."""
         run, batch = self.session.run, self.model.sample(self.clips, frame)
         if batch is None:
             return
-
-        def update() -> None:
-            with run.timed("learn_world_s"):
-                run.record("world_model", self.model.update(*batch))
-
-        self.background.start(update)
-
-    @contextmanager
-    def still(self) -> Iterator[None]:
-        """All threads for the body, while nothing is learned of the world: updates under way are waited for."""
-        with self.background.alone(), self.model.frozen():
-            yield
+        with run.timed("learn_world_s"):
+            run.record("world_model", self.model.update(*batch))
 
     def evaluate(self, validated: bool = True) -> None:
         """Also holds the world model against the evaluation episodes, which it never trained on."""
         session, s = self.session, self.session.settings
         seed = stream_seed(s.seed, "validation", session.frame)
-        with self.still():
+        with self.model.frozen():
             episodes = session.evaluate().episodes
             if validated:
                 with session.run.timed("evaluate_s"):
@@ -84,16 +68,10 @@ class WorldTraining:
     def finish(self) -> None:
         """Leave the world model for other runs to begin from."""
         session = self.session
-        self.join()
         session.run.flush(session.frame)  # a loss that is not finite stops here
         self.model.save_pretrained(session.run.folder / "world_model")
 
-    def join(self) -> None:
-        """Join what goes on beside the loop."""
-        self.background.wait()
-
     def close(self) -> None:
-        self.background.close()
         self.model.close()
 
     def parts(self) -> dict[str, Any]:
