@@ -13,7 +13,7 @@ import torch
 
 import envs
 from agents import Agent, DrQv2
-from mbrl.build import make_agent, make_env, make_world
+from mbrl.build import make_agent, make_env
 from mbrl.collector import record
 from mbrl.experiment import checkpoints
 from mbrl.experiment.bars import progress_bar
@@ -24,6 +24,7 @@ from mbrl.experiment.identity import FREE_KEYS
 from mbrl.experiment.run import CHECKPOINTS, run_folder, stored_settings, stream_seed
 from mbrl.experiment.settings import Settings, UserError, load, pick_device, typed_keys
 from mbrl.experiment.video import side_by_side, write_gif
+from mbrl.interop.trained import world_of_run
 from mbrl.plan.agent import PlanningAgent, plan_for_rewards
 from world_model import Episode
 
@@ -58,10 +59,10 @@ def planning_agent(
     agent: Agent, settings: Settings, env: envs.PixelEnv, saved: Checkpoint, device: torch.device
 ) -> PlanningAgent:
     """`agent`, or a planner that it helps, with the world model of the checkpoint. Raises UserError: there is none."""
-    if settings.agent not in ("mbpo", "mpc"):
+    found = world_of_run(run_folder(settings), saved, settings, env, device)
+    if settings.agent not in ("mbpo", "mpc") or found is None:
         raise UserError(f"planner={settings.planner}: agent={settings.agent} has no world model to plan in")
-    world = make_world(settings, env, device)
-    world.load_weights(saved.load("world_model.safetensors", device))
+    world, _ = found
     policy = agent if isinstance(agent, DrQv2) else None
     if not isinstance(agent, PlanningAgent):
         seed = stream_seed(settings.seed, "make eval", "planner")

@@ -1,5 +1,7 @@
 """Acting by planning: an agent that only plans, and a planner beside a trained policy."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from tiny import Command, checkpoints, different, tiny, train
 from mbrl import evaluate
 from mbrl.experiment.settings import UserError
 from mbrl.plan.agent import PlanningAgent
+from mbrl.publish import publish
 from mbrl.session import Session
 from mbrl.train import main
 
@@ -65,12 +68,14 @@ def test_evaluation_draws_nothing_of_training(planned, tmp_path):
     assert different(often, planned) == []
 
 
-def test_eval_with_a_planner(finished, typed: Command, tmp_path):
+@pytest.mark.parametrize("kept", ["as it is", "published"])
+def test_eval_with_a_planner(finished, typed: Command, tmp_path, kept):
     """On a run of MBPO: the policy proposes, its critic values the end."""
-    import shutil
-
     root = tmp_path / "runs"
-    shutil.copytree(finished, root / finished.relative_to(finished.parents[3]))
+    if kept == "published":
+        assert typed(publish.main, f"run={finished}", f"out={root}")[0] == 0
+    else:
+        shutil.copytree(finished, root / finished.relative_to(finished.parents[3]))
     overrides = [*tiny(root), "num_eval_episodes=1", "planner=icem", *PLANNING]
     asked, values = [], []
     act, value = PlanningAgent._propose, evaluate.DrQv2.value

@@ -163,7 +163,7 @@ def test_a_published_run_is_watched_and_verified_and_names_no_machine(
     words = (f"run={finished}", f"out={tmp_path}")
     code, out, line = typed(publish.main, *words)
     assert (code, line) == (0, "")
-    kept = tmp_path.joinpath(*finished.parts[-3:])
+    kept = tmp_path.joinpath(*finished.parts[-4:])
     files = {str(path.relative_to(kept)) for path in kept.rglob("*") if path.is_file()}
     assert {"README.md", "config.yaml", "eval.csv", "git.json", "checkpoints/000000160/agent.safetensors"} <= files
     assert not any("replay" in name or "critic" in name or "metrics" in name for name in files)
@@ -187,7 +187,7 @@ def test_a_published_run_is_watched_and_verified_and_names_no_machine(
 
 def test_what_acts_in_evaluation_keeps_all_digits(run_root: Path, tmp_path: Path, typed: Command) -> None:
     typed(train.main, *tiny(run_root, "agent=drqv2", "drqv2.actor_average=0.9", "num_train_frames=80"))
-    run, kept = run_root / "toy/reach/drqv2/1", tmp_path / "reach/drqv2/1"
+    run, kept = run_root / "toy/reach/drqv2/1", tmp_path / "toy/reach/drqv2/1"
     assert typed(publish.main, f"run={run}", f"out={tmp_path}")[0] == 0
     before, after = load(run).agent.weights(), load(kept).agent.weights()
     for name, value in after.items():
@@ -246,7 +246,7 @@ def test_a_run_is_pushed_to_the_hub_and_loaded_by_its_name(
         code, _, line = typed(verify.main, f"run={name}")
         assert code == 2
         assert said in line
-    shutil.rmtree(tmp_path.joinpath(*finished.parts[-3:]))
+    shutil.rmtree(tmp_path.joinpath(*finished.parts[-4:]))
     assert "no name of a hub's repository" in typed(publish.main, *words[:2], "to=reach")[2]
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

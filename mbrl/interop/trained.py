@@ -1,7 +1,7 @@
 """A run that has weights, with all that acting and dreaming as it does needs (`mbrl/interop` has the bare policy).
 
-A published run needs no more of its checkpoint than `agent.safetensors`. The world model is the one in `world_model/`
-(the official layout), or else the checkpoint's.
+A published run needs no more of its checkpoint than `agent.safetensors`. The world model is the checkpoint's, or else
+the one in `world_model/` (the official layout).
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ import torch
 
 import envs
 from mbrl.build import ROOT, find_pretrained, make_ivideogpt, make_world
+from mbrl.experiment.checkpoints import Checkpoint
 from mbrl.experiment.identity import with_defaults
 from mbrl.experiment.run import CHECKPOINTS
 from mbrl.experiment.settings import Settings, UserError, build
@@ -59,17 +60,26 @@ def world_of(
     """
     if model != "none":
         return load_world(find_pretrained(model, "model"), settings, env, device), model
-    if run is not None and (left := run.policy.folder / LEFT).is_dir():
-        return load_world(left, settings, env, device), str(left)
-    if run is not None and ((saved := run.policy.checkpoint).path / WORLD).exists():
-        world = make_world(settings, env, device)
-        with saved.restoring():
-            world.load_weights(saved.load(WORLD, device))
-        return world, str(saved.path)
+    if run is not None and (own := world_of_run(run.policy.folder, run.policy.checkpoint, settings, env, device)):
+        return own
     kind, pretrained = settings.world_model.kind, settings.world_model.pretrained
     if kind == "ivideogpt" and pretrained != "none":
         return load_world(find_pretrained(pretrained), settings, env, device), pretrained
     return make_world(settings, env, device), "the simulator" if kind == "simulator" else "random weights"
+
+
+def world_of_run(
+    folder: Path, saved: Checkpoint, settings: Settings, env: envs.PixelEnv, device: torch.device
+) -> tuple[WorldModel, str] | None:
+    """The world model of a run's checkpoint, or else the one that the run has left, and which; None without one."""
+    if (saved.path / WORLD).exists():
+        world = make_world(settings, env, device)
+        with saved.restoring():
+            world.load_weights(saved.load(WORLD, device))
+        return world, str(saved.path)
+    if (left := folder / LEFT).is_dir():
+        return load_world(left, settings, env, device), str(left)
+    return None
 
 
 def load_world(folder: Path, settings: Settings, env: envs.PixelEnv, device: torch.device) -> WorldModel:

@@ -27,7 +27,7 @@ from mbrl.experiment import checkpoints
 from mbrl.experiment.logger import EVAL
 from mbrl.experiment.run import CHECKPOINTS, PROVENANCE
 from mbrl.experiment.settings import Folder, UserError, load_plain
-from mbrl.experiment.stored_config import read_config, write_config, write_text
+from mbrl.experiment.stored_config import read_config, stored_config, write_config, write_text
 from mbrl.interop.trained import AGENT, LEFT, open_run, world_of
 from world_model.files import read_json, reading
 from world_model.hub import push
@@ -52,9 +52,10 @@ def main(overrides: list[str]) -> None:
     folder, out = Path(options.run), Path(options.out)
     if not (folder / EVAL).is_file():
         raise UserError(f"run={folder}: it has no {EVAL}; a run's folder is runs/<task>/<agent>/<seed>")
-    if len(folder.resolve().parts) < 4:
+    depth = 3 + str((stored_config(folder) or {}).get("task", "")).count("/")  # toy/reach is two folders
+    if len(folder.resolve().parts) <= depth:
         raise UserError(f"run={folder}: a run's folder is runs/<task>/<agent>/<seed>")
-    to = out.joinpath(*folder.resolve().parts[-3:])
+    to = out.joinpath(*folder.resolve().parts[-depth:])
     if to.exists():
         raise UserError(f"{to} is there already: remove it to publish this run again")
     partial = to.with_name(f".{to.name}.partial")
