@@ -231,7 +231,10 @@ def test_distances_are_those_that_a_planner_scores_by(model):
     frames = torch.from_numpy(moving_bar(3).frames).float() / 255
     known = world.layout.context_length
     start = world.start(torch.stack([frames[0]] * (known - 1) + [frames[1]])[None], horizon=1, temperature=0.0)
-    for measure, distances in ((codes, code_distances(world, known, frames, 1)), (image, image_distances(frames)[1:])):
+    for measure, distances in (
+        (codes, code_distances(world, known, frames, 1, len(frames) - 1)),
+        (image, image_distances(frames)[1:]),
+    ):
         scores = [
             float(measure(frames[-1])(start, [SimpleNamespace(frame=frame[None], tokens=start.encode(frame[None]))]))
             for frame in frames[1:]

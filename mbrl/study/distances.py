@@ -65,13 +65,13 @@ def _expert(env: envs.PixelEnv, _: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 def _of_episode(world: Dreamable, known: int, frames: Tensor) -> dict[str, float]:
     """Of frames (T + 1, 3, H, W), the last of which is the goal."""
-    whole_images, whole_codes = image_distances(frames), code_distances(world, known, frames, 0)
-    near = [(first, min(first + NEAR, len(frames) - 1)) for first in range(0, max(len(frames) - NEAR, 1), NEAR // 2)]
+    end, whole_images = len(frames) - 1, image_distances(frames)
+    near = [(first, min(first + NEAR, end)) for first in range(0, max(end - NEAR, 0) + 1, NEAR // 2)]
     images = [descent(whole_images[first : last + 1]) for first, last in near]
-    codes = [descent(code_distances(world, known, frames, first)[: last + 1 - first]) for first, last in near]
+    codes = [descent(code_distances(world, known, frames, first, last)) for first, last in near]
     return {
         "images, whole": descent(whole_images),
-        "codes, whole": descent(whole_codes),
+        "codes, whole": descent(code_distances(world, known, frames, 0, end)),
         f"images, {NEAR} ahead": float(np.nanmean(images)),
         f"codes, {NEAR} ahead": float(np.nanmean(codes)),
     }
@@ -82,17 +82,20 @@ def image_distances(frames: Tensor) -> NDArray[np.float64]:
     return (frames - frames[-1]).square().sum((1, 2, 3)).double().cpu().numpy()
 
 
-def code_distances(world: Dreamable, known: int, frames: Tensor, first: int) -> NDArray[np.float64]:
-    """Squared distances of code vectors to those of the last frame, all encoded as a next frame of frame `first`."""
+def code_distances(world: Dreamable, known: int, frames: Tensor, first: int, last: int) -> NDArray[np.float64]:
+    """Squared distances of code vectors of frames `first` to `last` to those of the goal, the last frame of all.
+
+    All are encoded as a next frame of frame `first`.
+    """
     given = torch.stack([frames[max(first - back, 0)] for back in reversed(range(known))])
-    ahead = frames[first:]
+    ahead = torch.cat([frames[first : last + 1], frames[-1:]])
     parts = []
     for part in ahead.split(AT_ONCE):
         start = world.start(given.expand(len(part), -1, -1, -1, -1), horizon=1, temperature=0.0)
         assert isinstance(start, TokenizedRollout)
         parts.append(start.codes(start.encode(part)))  # (n, m, D)
     codes = torch.cat(parts)
-    return (codes - codes[-1]).square().sum((1, 2)).double().cpu().numpy()
+    return (codes[:-1] - codes[-1]).square().sum((1, 2)).double().cpu().numpy()
 
 
 def descent(distances: NDArray[np.float64]) -> float:
