@@ -184,3 +184,11 @@ def test_our_tasks_are_made_by_gymnasium():
     assert {"ivideogpt/coffee-push-v0", "ivideogpt/dm_control-walker-walk-v0"} <= ours
     with pytest.raises(envs.InvalidSetting, match="render_mode=human"):
         gymnasium.make("ivideogpt/toy-reach-v0", render_mode="human")
+
+
+@pytest.mark.parametrize("words", [(), ("dry_run=true",)])
+def test_a_task_whose_package_is_missing_leaves_nothing_behind(run_root, typed, words):
+    code, out, line = typed(train.main, *tiny(run_root, "task=gym:no_such_package:Dot-v0"), *words)
+    assert (code, out) == (2, "")
+    assert "needs a package that is not installed" in line
+    assert not run_root.exists()

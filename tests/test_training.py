@@ -171,16 +171,6 @@ def test_a_stop_while_cloning_says_that_nothing_is_saved(run_root: Path, monkeyp
         train(run_root, "agent=drqv2", "drqv2.bc_updates=3")
 
 
-@pytest.mark.parametrize("words", [(), ("dry_run=true",)])
-def test_a_task_whose_package_is_missing_leaves_nothing_behind(
-    run_root: Path, typed: Command, words: tuple[str, ...]
-) -> None:
-    code, out, line = typed(main, *tiny(run_root, "task=gym:no_such_package:Dot-v0"), *words)
-    assert (code, out) == (2, "")
-    assert "needs a package that is not installed" in line
-    assert not run_root.exists()
-
-
 def test_successes_become_demonstrations_also_behind_a_checkpoint(
     run_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
