@@ -155,7 +155,7 @@ def test_a_damaged_newest_checkpoint(shell: Shell, finished: Path, stopped: tupl
     damaged.write_bytes(damaged.read_bytes()[:-100])
     done = shell("train", *overrides)
     assert done.returncode == 0
-    [line] = [line for line in done.stderr.splitlines() if "damaged" in line]
+    [line] = [line for line in done.stderr.splitlines() if "is damaged" in line]
     assert line.startswith("warning: checkpoint")
     assert "000000080 is damaged (world_model.pt has" in line
     assert "going back to 000000040" in line

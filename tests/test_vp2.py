@@ -28,7 +28,7 @@ def batch(expected: dict[str, Tensor], copies: int = 1) -> dict[str, np.ndarray]
 
 
 def test_its_frames_are_the_official_ones(expected: dict[str, Tensor]) -> None:
-    predictor = VP2Predictor(TINY, temperature=0)
+    predictor = VP2Predictor(TINY, temperature=0, precision="fp32")
     assert (predictor.num_context, predictor.base_prediction_modality) == (2, "rgb")
     frames = torch.from_numpy(predictor(batch(expected))["rgb"]).permute(0, 1, 4, 2, 3)
     assert frames.shape == (2, 7, 3, 64, 64)
@@ -40,8 +40,8 @@ def test_its_frames_are_the_official_ones(expected: dict[str, Tensor]) -> None:
 
 
 def test_many_candidates_are_split_and_all_come_back(expected: dict[str, Tensor]) -> None:
-    whole = VP2Predictor(TINY, temperature=0)(batch(expected))["rgb"]
-    split = VP2Predictor(TINY, max_rows=3, temperature=0)(batch(expected, copies=4))["rgb"]
+    whole = VP2Predictor(TINY, temperature=0, precision="fp32")(batch(expected))["rgb"]
+    split = VP2Predictor(TINY, max_rows=3, temperature=0, precision="fp32")(batch(expected, copies=4))["rgb"]
     assert split.shape == (8, 7, 64, 64, 3)
     np.testing.assert_allclose(split, np.concatenate([whole] * 4), rtol=0, atol=1e-4)
 
@@ -87,7 +87,7 @@ def test_vp2s_own_planner_drives_it(expected: dict[str, Tensor]) -> None:
         scores.append(-((predictions["rgb"] - goal) ** 2).sum((1, 2, 3, 4)))
         return scores[-1][:, None, None]
 
-    predictor = VP2Predictor(TINY, max_rows=5, temperature=0)
+    predictor = VP2Predictor(TINY, max_rows=5, temperature=0, precision="fp32")
     planner = mppi.MPPIOptimizer(sampler, predictor, near, 4, 6, 12, 1.0, np.full(4, 0.5), log_every=10**6)
     seen = History(batch(expected)["video"][0])
     plan = planner.plan(1, "", seen, [None] * 2, [np.zeros(4)] * 2, goal)

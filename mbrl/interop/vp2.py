@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mbrl.predict.models import load_predictor
+from mbrl.predict.models import Precision, load_predictor
 from world_model.api import Dreamable, imagine
 from world_model.hub import fetch, model_in
 from world_model.schema import UserError
@@ -28,7 +28,7 @@ class VP2Predictor:
         max_rows: candidates dreamt side by side.
         temperature, top_k: of the model's draws; VP2's planners were run with 1 and 100, 0 takes the likeliest.
         seed: of the draws, from the first call on.
-        device: where it computes.
+        device, precision: where it computes, and in what; fp32 equals the official code to 1e-4.
     Raises:
         UserError, WeightsError: there is no such model.
     """
@@ -43,12 +43,13 @@ class VP2Predictor:
         top_k: int = 100,
         seed: int = 0,
         device: torch.device | str = "cpu",
+        precision: Precision = "auto",
     ) -> None:
         path = Path(folder) if Path(folder).is_dir() else fetch(str(folder))
         if path is None:
             raise UserError(f"{folder}: there is no such folder")
         self.device = torch.device(device)
-        self._model = load_predictor(model_in(path), None, "auto", self.device)
+        self._model = load_predictor(model_in(path), None, precision, self.device)
         self.num_context = self._model.context_length  # K
         self._max_rows, self._temperature, self._top_k = max_rows, temperature, top_k
         self._generator = torch.Generator(self.device).manual_seed(seed)
