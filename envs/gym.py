@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import gymnasium
 import numpy as np
 
-from .errors import PIP, InvalidSetting, MissingGL, MissingPackage, UnknownTask
+from .errors import InvalidSetting, MissingGL, MissingPackage, UnknownTask
 from .rendering import choose_backend
 from .wrappers import FrameResult
 
@@ -42,7 +42,7 @@ class Gym:
         image_key: of a Dict observation, an image to take in place of `render()`.
 
     Raises:
-        UnknownTask, MissingPackage: there is no such environment, or it cannot be imported.
+        UnknownTask, MissingPackage, ModuleNotFoundError: there is no such environment, or it cannot be imported.
         InvalidSetting: it does not fit.
     """
 
@@ -147,10 +147,7 @@ class Gym:
             raise MissingPackage(f"{self._name} needs a package that is not installed: {_line(error)}") from error
         except ModuleNotFoundError as error:
             reason = error.__cause__ or error.__context__ or error
-            raise MissingPackage(
-                f"{self._name} needs a package that is not installed ({_line(reason)}): {PIP} install "
-                f"{self._task.partition(':')[0]}, if pip calls it so"
-            ) from error
+            raise ModuleNotFoundError(_line(reason)) from error  # `envs.make` says what to install
         except gymnasium.error.Error as error:
             raise UnknownTask(f"unknown task {self._name!r}: {_line(error)}") from error
         except (TypeError, ValueError, AssertionError) as error:
