@@ -18,7 +18,7 @@ from tiny import Command, Shell, checkpoints, copy_of, tiny, train
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--whole", action="store_true", help="all cases of tests/test_fuzz.py, all kills of test_kills.py")
+    parser.addoption("--whole", action="store_true", help="all of test_fuzz.py, test_kills.py and test_flat.py")
 
 
 @pytest.fixture(scope="session")
