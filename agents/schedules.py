@@ -6,7 +6,6 @@ means here what it means there.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable
 
@@ -14,6 +13,7 @@ from agents.api import InvalidConfig
 
 Schedule = Callable[[int], float]
 
+LARGEST = 1e38  # what float32 holds
 _FORMS = "a number, linear(initial,final,decisions) or step_linear(initial,middle,decisions,final,decisions)"
 
 
@@ -59,7 +59,7 @@ def _number(text: str) -> float | None:
         value = float(text)
     except ValueError:
         return None
-    return value if math.isfinite(value) else None
+    return value if abs(value) <= LARGEST else None
 
 
 def _piecewise(initial: float, legs: list[tuple[float, float]]) -> Schedule:

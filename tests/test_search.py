@@ -130,6 +130,9 @@ HARMS: dict[str, Callable[[Path], object]] = {
     "other columns": lambda path: told(path, "ALTER TABLE trials RENAME COLUMN state TO x"),
     "another shape": lambda path: told(path, "UPDATE study_user_attributes SET value_json = '[1]'"),
     "no JSON": lambda path: told(path, "UPDATE study_user_attributes SET value_json = '{'"),
+    "nested deeply": lambda path: told(path, f"UPDATE study_user_attributes SET value_json = '{'[' * 100_000}'"),
+    "no value": lambda path: told(path, "DELETE FROM trial_values"),
+    "no parameters": lambda path: told(path, "DELETE FROM trial_params"),
     "a folder": lambda path: (path.unlink(), path.mkdir()),
 }
 

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 T = TypeVar("T")
+LARGEST_FLOAT = 10**38  # what float32 holds
 
 
 class UserError(ValueError):
@@ -136,7 +137,7 @@ def _in_range(value: Any, bound: str | Range | Pattern, key: str) -> Any:
 def _plain(kind: Any, value: Any, key: str) -> Any:
     """A number, a switch or a word."""
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        value = float(min(max(value, -2 * LARGEST_FLOAT), 2 * LARGEST_FLOAT))  # any whole number
     if kind is str and isinstance(value, (int, float)) and not isinstance(value, bool):
         return str(value)  # a schedule such as "0" is a number in YAML and on the command line
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
@@ -144,6 +145,8 @@ def _plain(kind: Any, value: Any, key: str) -> Any:
         raise UserError(f"{key}={value} has the wrong type: it must be {expected}")
     if kind is float and not math.isfinite(value):
         raise UserError(f"{key}={value} is out of range: it must be finite")
+    if kind is float and abs(value) > LARGEST_FLOAT:
+        raise UserError(f"{key}={value} is out of range: it must be at most 1e38 in size, as float32 is")
     return value
 
 

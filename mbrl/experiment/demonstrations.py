@@ -15,6 +15,7 @@ from mbrl.experiment.episodes import EpisodeStore
 from mbrl.experiment.settings import Settings, UserError
 from mbrl.experiment.stored_config import write_text
 from mbrl.replay import Episode
+from world_model.files import READ_ERRORS, read_json
 
 ABOUT = "demonstrations.json"
 SAME = ("task", "action_repeat", "success_bonus", "camera", "image_size", "render_quality")  # else it is another task
@@ -60,8 +61,8 @@ def _check(folder: Path, settings: Settings, what: str) -> None:
     if not path.exists():
         return
     try:
-        before = dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
+        before = dict(read_json(path))
+    except READ_ERRORS as error:
         raise UserError(f"{what}: {path} cannot be read; remove it to take its episodes as they are") from error
     for key, value in _about(settings).items():
         if before.get(key, value) != value:

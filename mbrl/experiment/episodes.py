@@ -68,7 +68,7 @@ class EpisodeStore:
         except OSError as error:
             temporary.unlink(missing_ok=True)
             raise EpisodeStoreError(
-                f"cannot write episode {path}: {error.strerror}; make room on that disk, or let it be written, "
+                f"cannot write episode {path}: {reason(error)}; make room on that disk, or let it be written, "
                 "and run the same command again"
             ) from error
 

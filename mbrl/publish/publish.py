@@ -107,7 +107,10 @@ def weights(folder: Path, to: Path) -> None:
 
 def card(folder: Path, called: str) -> str:
     """The page of a published run, which can be loaded by the name `called`."""
-    config, start = read_config(folder / "config.yaml"), read_json(folder / PROVENANCE)["starts"][-1]
+    config = read_config(folder / "config.yaml")
+    with reading(folder / PROVENANCE):
+        start = read_json(folder / PROVENANCE)["starts"][-1]
+        commit, torch_version = start["commit"], start["versions"]["torch"]
     rows = [*zip(*evaluations(folder / EVAL, print).values(), strict=True)]
     frame, earned, rate, episodes, _ = rows[-1]
     low, high = wilson(round(rate * episodes), int(episodes))
@@ -138,7 +141,7 @@ policy.world_model        # start, step, expand: world_model/api.py
 |---|---|---|---|
 {table}
 
-Made at commit `{start["commit"]}` with torch {start["versions"]["torch"]}, by
+Made at commit `{commit}` with torch {torch_version}, by
 
 ```bash
 {shlex.join(["python", "-m", "mbrl.train", *start["command"]])}

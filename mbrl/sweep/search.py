@@ -33,14 +33,15 @@ from mbrl.compare.results import NothingThere, evaluations
 from mbrl.experiment.bars import progress_bar
 from mbrl.experiment.logger import EVAL
 from mbrl.experiment.run import is_finished, lock_folder
-from mbrl.experiment.settings import UserError, first_line
+from mbrl.experiment.settings import UserError
 from mbrl.sweep.runs import PAUSE_S, Handle, PlannedRun, Start, SweepSettings, end, plan
+from world_model.files import READ_ERRORS, reason
 
 FORMS = "write key=log(1e-5,1e-3), key=range(0,1), key=int(1,4) or key=a|b|c"
 STARTUP_TRIALS = 5  # before any is stopped
 STUDY = "study.db"
 # What Optuna raises where the file of a study is damaged.
-DAMAGED = (SQLAlchemyError, OptunaError, ValueError, LookupError, TypeError)
+DAMAGED = (SQLAlchemyError, OptunaError, *READ_ERRORS)
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 Space = dict[str, BaseDistribution]
@@ -144,11 +145,12 @@ class Search:
             self._check_same_search()
             # Begun with one seed, a search that goes on would draw the same again.
             self.study.sampler = optuna.samplers.TPESampler(seed=self._asked(), constant_liar=True)
+            self._check_trials()
             cut_off = self.trials(TrialState.RUNNING)
+        except UserError:
+            raise
         except DAMAGED as error:
-            raise UserError(
-                f"{path} cannot be read ({first_line(error)}): remove {self.folder} to start over"
-            ) from error
+            raise UserError(f"{path} cannot be read ({reason(error)}): remove {self.folder} to start over") from error
         self.active = [self._active(Trial(self.study, trial._trial_id), trial.intermediate_values) for trial in cut_off]
         runs = ((active, run) for active in self.active for run in active.runs)
         self.waiting = [(active, run) for active, run in runs if not is_finished(run.settings)]
@@ -241,6 +243,12 @@ class Search:
                 "choose another search_name"
             )
 
+    def _check_trials(self) -> None:
+        """Raises ValueError: one is complete without its result, or without what was searched."""
+        for trial in self.trials(TrialState.COMPLETE):
+            if trial.value is None or (self.space.keys() - trial.params.keys()):
+                raise ValueError(f"trial {trial.number} is complete without its values")
+
     def report(self) -> str:
         """Writes trials.csv, and says which trial is best and how it is made again."""
         trials = self.trials(*ENDED)
@@ -252,7 +260,7 @@ class Search:
             writer = csv.writer(file)
             writer.writerow(["trial", "state", self.sweep.objective, *self.space])
             for trial in order:
-                values = [trial.params[key] for key in self.space]
+                values = [trial.params.get(key, "") for key in self.space]
                 writer.writerow([trial.number, trial.state.name.lower(), worth.get(trial.number, ""), *values])
         os.replace(partial, path)
         ended = {state: sum(trial.state == state for trial in trials) for state in ENDED}

@@ -25,6 +25,7 @@ from mbrl.mbpo import MBPO
 from mbrl.predict.models import load_predictor
 from mbrl.pretrain import pretrain, token_cache
 from mbrl.pretrain.models import held_out_every
+from mbrl.publish import publish
 from mbrl.sweep import runs as sweep
 from world_model.data import ClipDataset
 from world_model.metrics.fvd import I3D
@@ -60,6 +61,7 @@ def of_a_run(scene: Scene, generator: random.Random, each: int) -> Iterator[Case
             sweep.PlannedRun(asked, ()).frame(),
             sweep.PlannedRun(asked, ()).last_words(),
         ),
+        "publish": lambda: publish.card(run, "owner/name"),
     }
     newest = max(run.glob("checkpoints/0*"))
     files = [run / name for name in ("config.yaml", "git.json", "eval.csv", "train.csv", "metrics.jsonl", "sweep.log")]

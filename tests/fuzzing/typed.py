@@ -80,7 +80,7 @@ def outside(kind: type, bound: Range | Pattern, words: bool, generator: random.R
     if isinstance(bound, Pattern):
         return [word for word in WORDS if not isinstance(word, str) or bound.complaint(word)]
     numbers = [bound.low - 1, -(10.0**300), *([bound.low] if bound.above else [])]
-    numbers += [bound.high * 2 + 1, 10.0**300] if bound.high < 1e300 else []
+    numbers += [bound.high * 2 + 1, 10.0**300] if bound.high < 1e300 or kind is float else []
     wrong = [value for value in NO_NUMBERS if not (words and isinstance(value, str))]
     return [*map(kind, numbers), *([0.5] if kind is int else []), *generator.sample(wrong, 3)]
 
