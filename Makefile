@@ -60,6 +60,12 @@ $(foreach name,HOST PORT RUN,$(if $(findstring environment,$(origin $(name))),$(
 # Values are what was typed: make reads no `$` in them, and `given` keeps the shell from reading the rest.
 $(foreach name,$(KNOWN) $(INSTALLATION),$(if $(filter-out undefined,$(origin $(name))),\
 	$(eval override $(name) := $$(value $(name)))))
+define newline
+
+
+endef
+$(foreach name,$(KNOWN) $(INSTALLATION),$(if $(findstring $(newline),$(value $(name))),\
+	$(error $(name)= has a line break in it)))
 given = $(if $2,$(call quote,$1=$2))
 # ARGS alone is made of words, with quotes of its own: each of them, in quotes for the shell.
 SPLIT := import shlex, sys; print(shlex.join(shlex.split(sys.argv[1])))

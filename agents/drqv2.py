@@ -64,7 +64,7 @@ class DrQv2Config:
     critic_target_tau: Annotated[float, "(0, 1]"]
     stddev_schedule: str  # exploration noise, e.g. "linear(1.0,0.1,100000)"
     stddev_clip: Annotated[float, "(0, inf)"]
-    bc_updates: Annotated[int, "[0, inf)"]
+    bc_updates: Annotated[int, "[0, 100000000]"]
     bc_stddev_schedule: str
     bc_schedule: str  # weight of behaviour cloning in `update`, e.g. "linear(1.0,0.0,8000)"; "0" turns it off
     bc_batch_size: Annotated[int, "[1, inf)"]  # demonstrated transitions of one such loss

@@ -49,8 +49,8 @@ class PlannerConfig:
         InvalidConfig: a setting that cannot be used.
     """
 
-    horizon: Annotated[int, "[1, inf)"]  # H, actions a plan
-    samples: Annotated[int, "[1, inf)"]  # N, candidates an iteration, all kinds of them together
+    horizon: Annotated[int, "[1, 1000]"]  # H, actions a plan
+    samples: Annotated[int, "[1, 1000000]"]  # N, candidates an iteration, all kinds of them together
     iterations: Annotated[int, "[1, 1000]"]
     elites: Annotated[
         int, "[1, inf)"
@@ -68,7 +68,7 @@ class PlannerConfig:
     std_within_bounds: bool  # sample with a std of at most half the distance from the mean to the nearer of -1 and 1
     refit_std: bool
     weight_scale: Annotated[
-        float, "[0, inf)"
+        float, "[0, 1000000]"
     ]  # elites weigh softmax(weight_scale * score): it depends on the score's units; 0: equally
     momentum: Annotated[float, "[0, 1)"]  # share of the old mean and std in the new ones
     proposals: Annotated[int, "[0, inf)"]  # candidates that a policy is asked for, where there is one

@@ -92,6 +92,9 @@ def test_a_line_more_is_no_command(make: Make, tmp_path: Path) -> None:
     make("train", "TASK=x\ntouch y", "ARGS=x\ntouch y\n$(touch y)")
     make("train", TASK="x\ntouch y", ARGS="x\ntouch y")
     make("x\ntouch y")
+    done = make("--ignore-errors", "train", "TASK=x\ntouch y\nz")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "TASK= has a line break in it" in done.stderr
     assert not (tmp_path / "y").exists()
 
 

@@ -13,6 +13,8 @@ from tiny_world import make_model
 
 import envs
 from mbrl.compare.stats import fisher_exact, wilson
+from mbrl.experiment.settings import UserError
+from mbrl.plan import plan
 from mbrl.plan.goals import goal_frame
 from mbrl.plan.plan import main
 
@@ -128,6 +130,9 @@ def test_what_is_refused(typed: Command) -> None:
         (("cost=codes",), "simulator has no tokens"),
         (("cost=imge",), "'imge' is no cost; did you mean 'image'?"),
         (("cost=image+2*image",), "image stands there twice"),
+        (("cost=1e400*image",), "a weight must be between 1e-06 and 1e+06"),
+        (("cost=0*image",), "a weight must be between"),
+        (("planning.weight_scale=1e308",), "planning.weight_scale=1e+308 is out of range"),
         (("cost=classifier", "goal=none"), "classifier=none must be a TorchScript file for cost=classifier"),
         (("cost=classifier", "classifier=small.png", "goal=none"), "classifier=small.png must be a TorchScript file"),
         (("task=dm_control/walker-walk", "cost=image"), "has no scripted expert"),
@@ -140,6 +145,16 @@ def test_what_is_refused(typed: Command) -> None:
         assert code == 2, overrides
         assert said in error, overrides
         assert error.count("\n") == 0
+
+
+def test_rows_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    header, row = ",".join(plan.COLUMNS), "0,1,1,5,2.5,-1.0,-2.0,0.1"
+    (tmp_path / plan.EPISODES).write_text(f"{header}\n{row}\n")
+    assert len(plan.read(tmp_path)) == 1
+    for broken in (row.replace("2.5", "nan"), row.replace("-1.0", "1e999"), row.replace("0,1,", "0,x,", 1), "0,1,1"):
+        (tmp_path / plan.EPISODES).write_text(f"{header}\n{broken}\n")
+        with pytest.raises(UserError, match=r"cannot be read \(line 2 is no row of numbers\)"):
+            plan.read(tmp_path)
 
 
 def test_interval_and_test() -> None:

@@ -1,6 +1,7 @@
 """Demonstrations from a folder; which run is played; films; evaluations that are verified."""
 
 import importlib.machinery
+import os
 import platform
 import re
 import shutil
@@ -77,6 +78,19 @@ def test_demonstrations_that_do_not_fit(tmp_path: Path, run_root: Path, typed: C
         assert said in line
     with pytest.raises(UserError, match="cannot take it: it was driven with task=toy/reach, not toy/centre"):
         demonstrations.keep(folder, next(EpisodeStore(folder).load([0])), settings_of("task=toy/centre"))
+    about = folder / demonstrations.ABOUT
+    for harm in (
+        lambda: about.write_text("[]"),
+        lambda: about.write_text("[" * 100_000),
+        lambda: os.mkfifo(about),
+        lambda: about.symlink_to(about),
+        lambda: about.symlink_to("/dev/zero"),
+    ):
+        about.unlink()
+        harm()
+        code, _, line = typed(train.main, *tiny(run_root, f"demonstrations={folder}"))
+        assert code == 2
+        assert f"{about} cannot be read; remove it" in line
 
 
 # -- the commands ------------------------------------------------------------------------------------------------------
@@ -95,6 +109,7 @@ def test_which_run_is_meant(finished: Path, tmp_path: Path, typed: Command):
         ([f"run={finished}", "model=nowhere/at/all"], "model=nowhere/at/all: there is no such folder"),
         (["task=toy/reach", "model=world_model/pretrained/small"], "knows actions of 4 numbers, toy/reach has 2"),
         (["task=toy/reach", "port=70000"], "port=70000 is out of range"),
+        ([f"run={finished}", "host=a..b", "port=0"], "cannot listen at host=a..b"),
     ):
         code, _, line = typed(play.main, *overrides)
         assert code == 2

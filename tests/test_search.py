@@ -35,6 +35,9 @@ HEADER = "frame,episode_return,success_rate,episodes,wall_time_s\n"
         ("nstep=int(0,3)", "nstep=0"),
         ("discount=range(0.5,1.5)", "discount=1.5"),
         ("variant=a|b", "give search_name in its place"),
+        ("nstep=1|x|3", "nstep=x"),
+        ("drqv2.encoder=drqv2|bogus|quarter", "bogus"),
+        ("trials=1|2", "trials=...: it is no key that a search can choose"),
     ],
 )
 def test_mistakes_are_found_before_anything_runs(typed: Command, run_root: Path, asked: str, said: str) -> None:
@@ -131,6 +134,7 @@ HARMS: dict[str, Callable[[Path], object]] = {
     "another shape": lambda path: told(path, "UPDATE study_user_attributes SET value_json = '[1]'"),
     "no JSON": lambda path: told(path, "UPDATE study_user_attributes SET value_json = '{'"),
     "nested deeply": lambda path: told(path, f"UPDATE study_user_attributes SET value_json = '{'[' * 100_000}'"),
+    "another direction": lambda path: told(path, "UPDATE study_directions SET direction = 'MINIMIZE'"),
     "no value": lambda path: told(path, "DELETE FROM trial_values"),
     "no parameters": lambda path: told(path, "DELETE FROM trial_params"),
     "a folder": lambda path: (path.unlink(), path.mkdir()),

@@ -58,10 +58,12 @@ def _about(settings: Settings) -> dict[str, Any]:
 
 def _check(folder: Path, settings: Settings, what: str) -> None:
     path = folder / ABOUT
-    if not path.exists():
+    if not path.exists() and not path.is_symlink():
         return
     try:
-        before = dict(read_json(path))
+        before = read_json(path)
+        if not isinstance(before, dict):
+            raise TypeError("no object of keys")
     except READ_ERRORS as error:
         raise UserError(f"{what}: {path} cannot be read; remove it to take its episodes as they are") from error
     for key, value in _about(settings).items():

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from mbrl.collector import record
 from mbrl.experiment.bars import progress_bar
 from mbrl.experiment.run import stream_seed
-from mbrl.experiment.settings import Count, Folder, Positive, Range, Seed, UserError, load_plain
+from mbrl.experiment.settings import Folder, Positive, Range, Seed, UserError, load_plain
 from mbrl.experiment.stored_config import stored_config
 from mbrl.interop import load
 from mbrl.interop.dream_env import DreamEnv
@@ -31,8 +31,8 @@ class ExportSettings:
     run: Folder
     out: Folder | None
     episodes: Positive | None
-    dreams: Count
-    horizon: Positive | None
+    dreams: Annotated[int, Range(0, 1_000_000)]
+    horizon: Annotated[int, Range(1, 100_000)] | None
     temperature: Annotated[float, Range(0.0)]
     seed: Seed
     fps: Positive

@@ -17,6 +17,7 @@ from world_model.files import read_program, reading
 
 NAMES = ("reward", "image", "codes", "success", "classifier")
 WITH_GOAL = ("image", "codes")
+LEAST_WEIGHT, MOST_WEIGHT = 1e-6, 1e6
 TERM = re.compile(r"(?:(?P<weight>\d+\.?\d*(?:e-?\d+)?)\*)?(?P<name>\w+)")
 
 
@@ -51,7 +52,7 @@ class Cost(NamedTuple):
 
 
 def parse_cost(text: str) -> dict[str, float]:
-    """Raises UserError: a term that cannot be read, is unknown or stands there twice."""
+    """Raises UserError: a term that cannot be read, is unknown, stands there twice or has no usable weight."""
     weights: dict[str, float] = {}
     for term in text.replace(" ", "").split("+"):
         match = TERM.fullmatch(term)
@@ -61,6 +62,8 @@ def parse_cost(text: str) -> dict[str, float]:
         if name in weights:
             raise UserError(f"cost={text}: {name} stands there twice")
         weights[name] = float(match["weight"] or 1.0)
+        if not LEAST_WEIGHT <= weights[name] <= MOST_WEIGHT:
+            raise UserError(f"cost={text}: a weight must be between {LEAST_WEIGHT:g} and {MOST_WEIGHT:g}")
     return weights
 
 

@@ -189,7 +189,9 @@ def read(folder: Path) -> list[Row]:
         for i, line in enumerate(rows):
             if set(line) != set(COLUMNS) or line["episode"] != str(i) or line["success"] not in ("0", "1"):
                 raise ValueError(f"line {i + 2} is not that of episode {i}")
-            [float(line[name]) for name in COLUMNS[3:] if line[name]]
+            numbers = [float(line[name]) for name in COLUMNS[3:] if line[name]]
+            if None in line.values() or not line["seed"].isdigit() or not np.isfinite(numbers).all():
+                raise ValueError(f"line {i + 2} is no row of numbers")
         return rows
 
 

@@ -16,7 +16,7 @@ class PlanSettings:
     model: Folder
     name: Name
     control: Literal["none", "shuffled", "random"]
-    episodes: Positive
+    episodes: Annotated[int, Range(1, 100_000)]
     seed: Seed
     cost: str
     cost_frames: Positive | None

@@ -33,6 +33,7 @@ from mbrl.play.conduct import Conduct
 from mbrl.play.keeping import Format, Reel, film, reel
 from mbrl.play.messages import LONGEST, BadMessage, read
 from mbrl.play.session import Cursor, Session
+from world_model.files import reason
 
 PAGE = Path(__file__).parent / "page"
 MOST = 64  # pages at a time
@@ -259,11 +260,9 @@ async def _serve(app: web.Application, host: str, port: int, token: str | None) 
     await runner.setup()
     try:
         await web.TCPSite(runner, host, port).start()
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         await runner.cleanup()
-        raise UserError(
-            f"cannot listen at host={host} port={port}: {error.strerror or error}; port=0 is a free one"
-        ) from error
+        raise UserError(f"cannot listen at host={host} port={port}: {reason(error)}; port=0 is a free one") from error
     bound = runner.addresses[0]
     print(_address(bound[0], bound[1], token), flush=True)
     print("Ctrl-C ends it", flush=True)

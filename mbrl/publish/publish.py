@@ -12,6 +12,7 @@ and where an average of the weights acts in evaluation, it alone keeps all digit
 import dataclasses
 import json
 import platform
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -110,7 +111,7 @@ def card(folder: Path, called: str) -> str:
     config = read_config(folder / "config.yaml")
     with reading(folder / PROVENANCE):
         start = read_json(folder / PROVENANCE)["starts"][-1]
-        commit, torch_version = start["commit"], start["versions"]["torch"]
+        commit, torch_version = (re.sub(r"[^\w.+-]", "", str(x)) for x in (start["commit"], start["versions"]["torch"]))
     rows = [*zip(*evaluations(folder / EVAL, print).values(), strict=True)]
     frame, earned, rate, episodes, _ = rows[-1]
     low, high = wilson(round(rate * episodes), int(episodes))

@@ -9,6 +9,7 @@ same command again continues a search that was cut off: trials that were under w
 """
 
 import csv
+import dataclasses
 import json
 import math
 import os
@@ -26,6 +27,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 from optuna.exceptions import OptunaError
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -41,8 +43,10 @@ FORMS = "write key=log(1e-5,1e-3), key=range(0,1), key=int(1,4) or key=a|b|c"
 STARTUP_TRIALS = 5  # before any is stopped
 STUDY = "study.db"
 # What Optuna raises where the file of a study is damaged.
-DAMAGED = (SQLAlchemyError, OptunaError, *READ_ERRORS)
+DAMAGED: tuple[type[Exception], ...] = (SQLAlchemyError, OptunaError, *READ_ERRORS)
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+# A trial's runs differ in these, or the search itself is made of them.
+NOT_SEARCHED = {"seed", "run_root", *(field.name for field in dataclasses.fields(SweepSettings))}
 
 Space = dict[str, BaseDistribution]
 
@@ -116,8 +120,11 @@ class Search:
         self.space = parse(sweep.search)
         if "variant" in {word.partition("=")[0] for word in [*overrides, *sweep.search.split()]}:
             raise UserError("variant names the trials of a search: give search_name in its place")
-        for ends in zip(*([*map(str, _ends(kind))] for kind in self.space.values()), strict=True):
-            self.runs_of("ends", dict(zip(self.space, ends, strict=True)))
+        if unfit := self.space.keys() & NOT_SEARCHED:
+            raise UserError(f"search={min(unfit)}=...: it is no key that a search can choose")
+        extremes = {key: [*map(str, _extremes(kind))] for key, kind in self.space.items()}
+        for i in range(max(map(len, extremes.values()))):
+            self.runs_of("ends", {key: values[min(i, len(values) - 1)] for key, values in extremes.items()})
         self.folder = Path(plan(self.overrides)[1][0].settings.run_root) / "searches" / sweep.search_name
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = lock_folder(self.folder)
@@ -142,6 +149,8 @@ class Search:
                 load_if_exists=True,
                 pruner=pruner,
             )
+            if self.study.direction != StudyDirection.MAXIMIZE:
+                raise ValueError("it does not look for the largest")
             self._check_same_search()
             # Begun with one seed, a search that goes on would draw the same again.
             self.study.sampler = optuna.samplers.TPESampler(seed=self._asked(), constant_liar=True)
@@ -283,9 +292,10 @@ def _in_use(folder: Path) -> bool:
     return False
 
 
-def _ends(kind: BaseDistribution) -> tuple[Any, Any]:
+def _extremes(kind: BaseDistribution) -> tuple[Any, ...]:
+    """Values of which each must be usable, that all between them are: both ends, or every choice."""
     if isinstance(kind, CategoricalDistribution):
-        return kind.choices[0], kind.choices[-1]
+        return tuple(kind.choices)
     assert isinstance(kind, FloatDistribution | IntDistribution)
     return kind.low, kind.high
 
