@@ -34,11 +34,12 @@ def make_scene(root: Path, run: Path) -> Scene:
     scene = Scene(root / "runs" / run.relative_to(run.parents[3]), *folders)
     stored.copy(run, scene.run)
     (scene.run / "sweep.log").write_text("error: x\n")
-    world = load(tiny(root)).world_model
+    of_recordings = ("image_size=64", "world_model.tokenizer.resolution=64")  # the size of their frames
+    world = load(tiny(root, *of_recordings)).world_model
     torch.manual_seed(0)
     IVideoGPT(world.tokenizer, world.transformer, 2).save_pretrained(scene.model)
     (scene.model / "pretraining.json").write_text('{"data": "x", "held_out_every": 20}\n')
-    settings = load(tiny(root, "world_model.kind=onestep"))
+    settings = load(tiny(root, "world_model.kind=onestep", *of_recordings))
     make_onestep(settings, envs.make("toy/reach"), torch.device("cpu")).save_pretrained(scene.onestep)
     noise(scene.data)
     scene.empty.mkdir()
