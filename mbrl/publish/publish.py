@@ -28,7 +28,7 @@ from mbrl.experiment import checkpoints
 from mbrl.experiment.logger import EVAL
 from mbrl.experiment.run import CHECKPOINTS, PROVENANCE
 from mbrl.experiment.settings import Folder, UserError, load_plain
-from mbrl.experiment.stored_config import read_config, stored_config, write_config, write_text
+from mbrl.experiment.stored_config import CONFIG, read_config, stored_config, write_config, write_text
 from mbrl.interop.trained import AGENT, LEFT, open_run, world_of
 from world_model.files import read_json, reading
 from world_model.hub import push
@@ -75,7 +75,7 @@ def main(overrides: list[str]) -> None:
 
 def figures(folder: Path, to: Path) -> None:
     """The config, the evaluations and the provenance of a run, without the names of folders and of the machine."""
-    config = read_config(folder / "config.yaml")
+    config = read_config(folder / CONFIG)
     write_config(to, config | {key: value for key, value in OF_A_MACHINE.items() if key in config})
     shutil.copyfile(folder / EVAL, to / EVAL)
     with reading(folder / PROVENANCE):
@@ -108,7 +108,9 @@ def weights(folder: Path, to: Path) -> None:
 
 def card(folder: Path, called: str) -> str:
     """The page of a published run, which can be loaded by the name `called`."""
-    config = read_config(folder / "config.yaml")
+    with reading(folder / CONFIG):
+        config = read_config(folder / CONFIG)
+        agent, task, preset, protocol, seed = (config[key] for key in ("agent", "task", "preset", "protocol", "seed"))
     with reading(folder / PROVENANCE):
         start = read_json(folder / PROVENANCE)["starts"][-1]
         commit, torch_version = (re.sub(r"[^\w.+-]", "", str(x)) for x in (start["commit"], start["versions"]["torch"]))
@@ -121,10 +123,10 @@ license: mit
 library_name: ivideogpt-mbrl
 tags: [reinforcement-learning, world-model, robotics]
 ---
-# {config["agent"]} on {config["task"]}
+# {agent} on {task}
 
 A policy from images and, of MBPO, the world model that it learned beside, made with ivideogpt-mbrl: preset
-`{config["preset"]}`, protocol `{config["protocol"]}`, seed {config["seed"]}.
+`{preset}`, protocol `{protocol}`, seed {seed}.
 One seed says how this run went, not how good the method is.
 
 After {frame:,.0f} frames it succeeds in {rate:.0%} of {episodes:.0f} episodes (95 % interval {low:.0%} to {high:.0%});
