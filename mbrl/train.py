@@ -11,7 +11,7 @@ from mbrl.dreamer import Dreamer
 from mbrl.experiment.capacity import needs_of_run, refuse_too_large
 from mbrl.experiment.command import command
 from mbrl.experiment.planned import dry_run, headline, plan
-from mbrl.experiment.run import Run, saved_frame
+from mbrl.experiment.run import CHECKPOINTS, Run, saved_frame
 from mbrl.experiment.settings import Settings, load
 from mbrl.mbpo import MBPO
 from mbrl.mpc import MPC
@@ -29,10 +29,11 @@ def train(settings: Settings) -> None:
         try:
             loop.train()
         except KeyboardInterrupt as stop:
-            if run.checkpoint is None:
+            # As the disk has it: a stop can come while `save` makes sure of what it has written.
+            if not any((run.folder / CHECKPOINTS).glob("[0-9]*")):
                 stop.args = ("there was no checkpoint yet: the same command begins again",)
             else:
-                stop.args = (f"the same command continues from frame {run.checkpoint.frame:,}",)
+                stop.args = (f"the same command continues from frame {saved_frame(settings):,}",)
             raise
         except (ValueError, RuntimeError):
             run.flush(loop.session.frame)  # where a loss broke first, name it rather than what it spoilt
