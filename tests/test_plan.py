@@ -151,6 +151,8 @@ def test_rows_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
     header, row = ",".join(plan.COLUMNS), "0,1,1,5,2.5,-1.0,-2.0,0.1"
     (tmp_path / plan.EPISODES).write_text(f"{header}\n{row}\n")
     assert len(plan.read(tmp_path)) == 1
+    (tmp_path / plan.EPISODES).write_text(f"{header}\n{row.replace('-1.0', 'nan').replace('-2.0', '-inf')}\n")
+    assert len(plan.read(tmp_path)) == 1, "a model that went wrong promises such"
     for broken in (row.replace("2.5", "nan"), row.replace("-1.0", "1e999"), row.replace("0,1,", "0,x,", 1), "0,1,1"):
         (tmp_path / plan.EPISODES).write_text(f"{header}\n{broken}\n")
         with pytest.raises(UserError, match=r"cannot be read \(line 2 is no row of numbers\)"):

@@ -48,6 +48,7 @@ from mbrl.rollout import to_float
 from world_model.files import read_text, reading
 
 EPISODES, SUMMARY = "episodes.csv", "summary.md"
+SCORES = ("promised", "earned")
 COLUMNS = ("episode", "seed", "success", "decisions", "return", "promised", "earned", "plan_s")
 CONTROLS = ("shuffled", "random")
 FREE_KEYS = frozenset({"episodes", "shown", "device", "threads", "max_rows", "name"})
@@ -189,8 +190,10 @@ def read(folder: Path) -> list[Row]:
         for i, line in enumerate(rows):
             if set(line) != set(COLUMNS) or line["episode"] != str(i) or line["success"] not in ("0", "1"):
                 raise ValueError(f"line {i + 2} is not that of episode {i}")
-            numbers = [float(line[name]) for name in COLUMNS[3:] if line[name]]
-            if None in line.values() or not line["seed"].isdigit() or not np.isfinite(numbers).all():
+            numbers = {name: float(line[name]) for name in COLUMNS[3:] if line[name]}
+            # A plan of a model that went wrong promises nan or -inf, and the episode counts all the same.
+            sound = all(np.isfinite(x) or (name in SCORES and not x > 0) for name, x in numbers.items())
+            if None in line.values() or not line["seed"].isdigit() or not sound:
                 raise ValueError(f"line {i + 2} is no row of numbers")
         return rows
 
