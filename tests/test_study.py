@@ -1,5 +1,6 @@
 """Studies at the smallest size, on the command line: what stands in their tables is what it says."""
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -9,13 +10,15 @@ import torch
 from safetensors.torch import load_file
 from tiny_world import TOKENIZER, TRANSFORMER, make_clips
 
+from mbrl.build import make_env
 from mbrl.experiment.settings import load_plain
 from mbrl.plan.scores import codes, image
 from mbrl.predict.predict import Prediction, PredictSettings
 from mbrl.pretrain.models import make_model, sizes
-from mbrl.study import study
+from mbrl.study import ranking, study
 from mbrl.study.distances import code_distances, descent, image_distances, ranks
 from mbrl.study.efficiency import kept_for_backward, variants
+from mbrl.world.simulator import SimulatorRollout
 from world_model import Episode, IVideoGPT, TokenizerConfig
 from world_model.api import Clips
 from world_model.data import ClipDataset, write_shard
@@ -262,3 +265,57 @@ def test_a_single_frame_tokenizer_looks_at_no_other_frame():
     torch.testing.assert_close(decoded[:, 2:], alone)
     dream = model.imagine(clips.frames[:, :2], clips.actions[:, 1:4], horizon=3, temperature=0)
     assert dream.tokens.shape == (2, 3, 16)
+
+
+# -- what a planner could gain -----------------------------------------------------------------------------------------
+
+
+def test_candidates_are_ranked_by_the_model_and_by_the_truth(studied, finished, monkeypatch):
+    monkeypatch.setattr(ranking, "FIRST", 2)
+    rows, _ = studied("ranking", f"run={finished}", "episodes_per_task=2")
+    table = {row["chosen by"]: row for row in rows}
+    ceiling, chance = table["what followed: the ceiling"], table["chance"]
+    assert ceiling["rank correlation"] == pytest.approx(1)
+    assert len(table) == 12
+    assert ceiling["moments"] >= 2
+    for row in rows:
+        assert row["return of the choice"] <= ceiling["return of the choice"]
+        assert row["moments"] == ceiling["moments"]
+    assert table["true rewards, 16 ahead"]["return of the choice"] > chance["return of the choice"]
+
+
+def test_exact_dreams_give_true_scores(finished):
+    ranked = ranking.Ranking(str(finished), torch.device("cpu"))
+    longer = dataclasses.replace(ranked.settings, episode_frames=80)
+    env, beside = make_env(longer), make_env(longer)
+    ranked.env = env
+    obs, _ = env.reset(seed=5)
+    for _ in range(2):
+        obs, *_ = env.step(np.full(env.action_space.shape, 0.3, np.float32))
+    now = env.snapshot()
+    start = lambda given, **_: SimulatorRollout(beside, given, [now] * len(given))  # noqa: E731
+    ranked.world = SimpleNamespace(start=start)
+    with torch.no_grad():
+        moment = ranked.moment(now, obs, torch.Generator().manual_seed(0))
+    for ahead in ranking.AHEAD:
+        dreamt, true = (moment.scores[f"{how} rewards, {ahead} ahead"] for how in ("dreamt", "true"))
+        np.testing.assert_allclose(dreamt, true, rtol=1e-5)
+        assert len(np.unique(true)) > 1
+    ends = [moment.scores[f"{how} rewards, 5 ahead, then the critic"] for how in ("dreamt", "true")]
+    np.testing.assert_allclose(*ends, rtol=1e-4)
+    # What followed the first candidate, by hand: its dream is exact, so it is what the policy does.
+    obs, earned = env.restore(now), 0.0
+    for h in range(ranking.TAKEN + ranking.AFTER):
+        obs, reward, terminated, truncated, _ = env.step(ranking.act(ranked.agent, obs, ranked.decision))
+        earned += ranked.settings.discount**h * reward
+        if terminated or truncated:
+            break
+    assert moment.earned[0] == pytest.approx(earned, rel=1e-4)
+
+
+def test_a_run_that_cannot_be_ranked(typed, tmp_path):
+    for name in ("none", str(tmp_path)):
+        code, _, error = typed(study.main, "study=ranking", f"run={name}", f"out={tmp_path / 'out'}")
+        assert code == 2
+        assert f"run={name}" in error or str(tmp_path) in error
+        assert "\n" not in error

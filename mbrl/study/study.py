@@ -4,6 +4,7 @@
     distances    of images and of code vectors, against the decisions to a goal (mbrl/study/distances.py)
     efficiency   compressive tokens against tokens of single frames: memory, time, quality (mbrl/study/efficiency.py)
     fewshot      predictions of held-out clips, the tokenizer adapted to N trajectories, the transformer frozen
+    ranking      of a policy's candidates, by a run's model, its critic and the truth (mbrl/study/ranking.py)
     scaling      loss on held-out clips against parameters of the transformer, on the tokens of one tokenizer
 
 After the studies of iVideoGPT (arXiv 2405.15223). The table goes to runs/studies/<study>/, study.md and study.json; the
@@ -31,7 +32,7 @@ from mbrl.predict.predict import Prediction, PredictSettings, cut
 from mbrl.pretrain.models import held_out_every
 from mbrl.pretrain.pretrain import Pretraining, PretrainSettings
 from mbrl.rollout import to_float, to_uint8
-from mbrl.study import distances, efficiency
+from mbrl.study import distances, efficiency, ranking
 from world_model import IVideoGPT
 from world_model.api import Clips
 from world_model.data import ClipDataset
@@ -41,6 +42,8 @@ from world_model.metrics import correlation, psnr
 TOKENIZED = 16  # clips at a time
 PREDICTED = ("psnr", "mean_psnr", "copy_psnr", "ssim", "moving_error_ratio")  # of mbrl/predict/scores.py
 Row = dict[str, Any]
+# What these look at in place of held-out clips.
+WITHOUT_DATA = {"distances": "the expert's episodes, seen by {model}", "ranking": "candidates of the policy of {run}"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,18 +52,20 @@ class Overrides:
     distances: tuple[str, ...]
     efficiency: tuple[str, ...]
     fewshot: tuple[str, ...]
+    ranking: tuple[str, ...]
     scaling: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class StudySettings:
-    study: Literal["decoupling", "distances", "efficiency", "fewshot", "scaling"]
+    study: Literal["decoupling", "distances", "efficiency", "fewshot", "ranking", "scaling"]
     out: Folder
     clips: Positive
     samples: Positive
     trajectories: Annotated[tuple[Count, ...], Range(1)]
     transformers: Annotated[tuple[Name, ...], Range(1)]
     repeats: Positive
+    run: Folder
     task_names: Annotated[tuple[str, ...], Range(1)]
     episodes_per_task: Positive
     overrides: Overrides
@@ -235,11 +240,19 @@ def distant(study: Study) -> list[Row]:
     return distances.measure(model, s.task_names, s.episodes_per_task, p.seed, pick_device(p.device))
 
 
+def ranked(study: Study) -> list[Row]:
+    s, p = study.settings, study.pretrain
+    if s.run == "none":
+        raise UserError("run=none: name the folder of a run with a world model, such as run=runs/coffee-push/mbpo/1")
+    return ranking.measure(s.run, s.episodes_per_task, p.seed, pick_device(p.device))
+
+
 STUDIES: dict[str, Callable[[Study], list[Row]]] = {
     "decoupling": decoupling,
     "distances": distant,
     "efficiency": efficient,
     "fewshot": fewshot,
+    "ranking": ranked,
     "scaling": scaling,
 }
 
@@ -256,10 +269,12 @@ def plan(study: Study) -> str:
         "fewshot": f"the tokenizer of {p.start_from} learns for {p.tokenizer_updates:,} updates from "
         f"{', '.join(map(str, s.trajectories))} trajectories; then {s.samples} predictions "
         f"of {s.clips} held-out clips",
+        "ranking": f"candidates of the policy of {s.run} at moments of {s.episodes_per_task} episodes, each played in "
+        "the simulator; nothing is trained",
         "scaling": f"transformers {', '.join(s.transformers)} learn for {p.transformer_updates:,} updates each from "
         f"tokens of {p.start_from}; loss on {s.clips} held-out clips",
     }
-    data = "" if s.study == "distances" else f" on {p.data}"
+    data = "" if s.study in WITHOUT_DATA else f" on {p.data}"
     return f"{s.study}{data}: {what[s.study]}. Into {study.folder}; what is there already is not trained again"
 
 
@@ -290,8 +305,8 @@ def main(overrides: list[str]) -> None:
     about = {"rows": rows, "settings": to_dict(s), "pretrain": to_dict(p), "provenance": provenance()}
     (study.folder / "study.json").write_text(json.dumps(about, indent=1) + "\n")
     seen = f"{s.study} on {p.data}: {s.clips} held-out clips, {p.horizon} frames predicted"
-    if s.study == "distances":
-        seen = f"{s.study}: the expert's episodes, seen by {p.start_from}"
+    if s.study in WITHOUT_DATA:
+        seen = f"{s.study}: " + WITHOUT_DATA[s.study].format(model=p.start_from, run=s.run)
     heading = f"{seen}, seed {p.seed}\n\n"
     (study.folder / "study.md").write_text(heading + table(rows))
     print(f"{heading}{table(rows)}\n{study.folder}: study.md, study.json")
