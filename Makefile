@@ -17,7 +17,7 @@ KNOWS_data := SOURCE ARGS
 KNOWS_pretrain := DATA STAGE ARGS
 KNOWS_predict := MODEL DATA ARGS
 KNOWS_plan := TASK GOAL MODEL DATA ARGS
-KNOWS_study := NAME MODEL DATA ARGS
+KNOWS_study := NAME RUN MODEL DATA ARGS
 KNOWS_export := RUN ARGS
 KNOWS_bench := TASK AGENT SEED PRESET PEER PEER_PYTHON ARGS
 KNOWS_play := TASK RUN MODEL HOST PORT ARGS
@@ -95,7 +95,7 @@ help:
 	@echo "make data      record or read video to pre-train on, SOURCE=metaworld|rlds|... (keys: configs/data.yaml)"
 	@echo "make pretrain  pre-train a world model on DATA; STAGE=tokenizer|transformer|both (keys: configs/pretrain.yaml)"
 	@echo "make predict   predict recorded video with MODEL and DATA, with metrics (keys: configs/predict.yaml)"
-	@echo "make study     small studies of a model, NAME=fewshot|scaling|efficiency|decoupling, each a table (configs/study.yaml)"
+	@echo "make study     a table from NAME=fewshot|scaling|efficiency|decoupling|distances, or of a RUN, NAME=ranking"
 	@echo "make plan      reach goals of TASK by planning in MODEL, GOAL=expert|offset:25|<image> (docs/planning.md, configs/plan.yaml)"
 	@echo "make export    write the episodes of RUN, or its dreams, as a LeRobot dataset (keys: configs/export.yaml)"
 	@echo "make bench     measure speed; with PEER and PEER_PYTHON beside the official code (docs/performance.md)"
@@ -116,7 +116,7 @@ help:
 	@echo "SEED=1               of everything random in the run"
 	@echo "PRESET=auto          smoke (minutes), small (a laptop), paper (a GPU), auto (small or paper by device)"
 	@echo "PEER=DIR             a checkout of thuml/iVideoGPT; PEER_PYTHON: the python of an environment that runs it"
-	@echo "RUN=runs/hammer/mbpo/1   the folder of a run, of play, watch, verify, export and publish"
+	@echo "RUN=runs/hammer/mbpo/1   the folder of a run, of play, watch, verify, export, publish, study NAME=ranking"
 	@echo "MODEL=DIR HOST=127.0.0.1 PORT=8765    of play and watch    (more keys: configs/play.yaml)"
 	@echo "SEEDS=1-5 JOBS=2 LAUNCHER=local|slurm                    of a sweep    (more keys: configs/sweep.yaml)"
 	@echo "SEARCH=\"drqv2.lr=log(1e-5,1e-3)\" TRIALS=20               of a sweep that looks for good values (docs/tutorial.md)"
@@ -158,7 +158,7 @@ predict: setup
 	$(PY) -m mbrl.predict $(call given,model,$(MODEL)) $(call given,data,$(DATA)) $(words)
 
 study: setup
-	$(PY) -m mbrl.study $(call given,study,$(NAME)) $(call given,start_from,$(MODEL)) $(call given,data,$(DATA)) $(words)
+	$(PY) -m mbrl.study $(call given,study,$(NAME)) $(call given,run,$(RUN)) $(call given,start_from,$(MODEL)) $(call given,data,$(DATA)) $(words)
 
 plan: setup
 	$(PY) -m mbrl.plan $(call given,task,$(TASK)) $(call given,goal,$(GOAL)) $(call given,model,$(MODEL)) $(call given,data,$(DATA)) $(words)
