@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from agents import Agent, DrQv2
+from agents import DrQv2
 from agents.planner import time_noise
 from agents.seeding import substreams
 from envs.wrappers import Snapshot
@@ -26,7 +26,7 @@ from mbrl.experiment.settings import UserError
 from mbrl.interop.trained import open_run, world_of_run
 from mbrl.rollout import to_float, to_uint8
 from mbrl.study.distances import ranks
-from world_model import WorldModel
+from world_model import Dream, WorldModel, imagine
 from world_model.metrics import correlation
 
 NOISE = (0.0, *[0.1] * 5, *[0.4] * 6)  # deviation of each candidate's, in action units, coloured in time as iCEM's
@@ -50,11 +50,11 @@ class Ranking:
 
     def __init__(self, run: str, device: torch.device) -> None:
         trained = open_run(run, device=device.type)
-        self.settings, policy, self.device = trained.settings, trained.policy, device
+        self.settings, self.policy, self.device = trained.settings, trained.policy, device
+        policy = trained.policy
         if not isinstance(policy.agent, DrQv2):
             raise UserError(f"run={run}: agent={self.settings.agent} has no actor and critic beside a world model")
-        self.agent: DrQv2 = policy.agent
-        self.decision = policy.frame // self.settings.action_repeat
+        self.value = policy.agent.value
         self.env = make_env(self.settings)
         found = world_of_run(policy.folder, policy.checkpoint, self.settings, self.env, device)
         if found is None or self.settings.world_model.kind == "simulator":
@@ -71,50 +71,46 @@ class Ranking:
                 now = env.snapshot()
                 yield self.moment(now, obs, generator)
                 env.restore(now)
-            obs, _, terminated, truncated, info = env.step(act(self.agent, obs, self.decision))
+            obs, _, terminated, truncated, info = env.step(self.policy.act(obs))
             if terminated or truncated or info["success"]:
                 return
 
     def moment(self, now: Snapshot, obs: NDArray[np.uint8], generator: torch.Generator) -> Moment:
-        given = to_float(torch.from_numpy(obs)[None].unflatten(1, (-1, 3)).to(self.device))  # (1, K, 3, height, width)
-        actions, dreamt, frames = self.dream(given, generator)
+        given = to_float(torch.from_numpy(obs).unflatten(0, (-1, 3)).to(self.device))  # (K, 3, height, width)
+        given = given.expand(len(NOISE), -1, -1, -1, -1)
+        dream = self.dream(given, generator)
+        actions, dreamt = dream.actions.cpu(), dream.heads["reward"].double().cpu().numpy()
         stack, horizon = given.shape[1], AHEAD[-1]
         true, seen = self.play(now, actions)  # (N, H), (N, H, 3, height, width)
-        shown = torch.cat(
-            [given.expand(len(actions), -1, -1, -1, -1), to_float(torch.from_numpy(seen).to(self.device))], dim=1
-        )
+        shown = torch.cat([given, to_float(torch.from_numpy(seen).to(self.device))], dim=1)
         followed = [self.follow(now, candidate) for candidate in actions]
         weights = self.settings.discount ** np.arange(horizon)
 
         def ends(images: Tensor) -> Array:  # of the first TAKEN decisions, (N,)
-            return self.agent.value(to_uint8(images[:, TAKEN : TAKEN + stack]).flatten(1, 2)).double().cpu().numpy()
+            return self.value(to_uint8(images[:, TAKEN : TAKEN + stack]).flatten(1, 2)).double().cpu().numpy()
 
         scores = {}
-        for name, rewards in (("dreamt", dreamt), ("true", true)):
+        dreams = torch.cat([given, dream.frames], dim=1)
+        for name, rewards, images in (("dreamt", dreamt, dreams), ("true", true, shown)):
             for ahead in AHEAD:
                 scores[f"{name} rewards, {ahead} ahead"] = (rewards * weights)[:, :ahead].sum(1)
-            images = frames if name == "dreamt" else shown
             value = self.settings.discount**TAKEN * ends(images)
             scores[f"{name} rewards, {TAKEN} ahead, then the critic"] = (rewards * weights)[:, :TAKEN].sum(1) + value
         single = self.single_steps(shown, actions)
         scores[f"rewards of single steps from true frames, {horizon} ahead"] = (single * weights).sum(1)
         return Moment(scores, np.array([earned for earned, _ in followed]), np.array([happy for _, happy in followed]))
 
-    def dream(self, given: Tensor, generator: torch.Generator) -> tuple[Tensor, Array, Tensor]:
-        """The policy acts in the dream, with noise: actions (N, H, A), rewards (N, H), frames (N, K + H, 3, ...)."""
-        stack, horizon = given.shape[1], AHEAD[-1]
-        deviation = torch.tensor(NOISE)[:, None, None].expand(-1, horizon, self.env.action_space.shape[0])
+    def dream(self, given: Tensor, generator: torch.Generator) -> Dream:
+        """The policy acts in N dreams, with the candidates' noise."""
+        deviation = torch.tensor(NOISE)[:, None, None].expand(-1, AHEAD[-1], self.env.action_space.shape[0])
         noise = time_noise(torch.randn(deviation.shape, generator=generator), deviation, "coloured", 2.0)
-        rollout = self.world.start(given, temperature=0.0, horizon=horizon).expand(len(NOISE))
-        actions, steps = [], []
-        for h in range(horizon):
-            seen = to_uint8(rollout.frames[:, -stack:]).flatten(1, 2)
-            actions.append(
-                (self.agent.act(seen, self.decision, eval_mode=True).float().cpu() + noise[:, h]).clamp(-1, 1)
-            )
-            steps.append(rollout.step(actions[-1].to(self.device)))
-        rewards = torch.stack([step.heads["reward"].double().cpu() for step in steps], dim=1)
-        return torch.stack(actions, dim=1), rewards.numpy(), rollout.frames
+        decisions = iter(noise.unbind(1))
+
+        def explore(frames: Tensor) -> Tensor:
+            seen = to_uint8(frames[:, -given.shape[1] :]).flatten(1, 2)
+            return (torch.from_numpy(self.policy.act(seen)) + next(decisions)).clamp(-1, 1).to(self.device)
+
+        return imagine(self.world, given, explore, AHEAD[-1], temperature=0.0)
 
     def single_steps(self, shown: Tensor, actions: Tensor) -> Array:
         """Rewards (N, H) dreamt one decision ahead, each from true frames (N, K + H, 3, ...)."""
@@ -141,17 +137,13 @@ class Ranking:
         """First decisions of a candidate (H, A), then the policy goes on: return, and whether it succeeds."""
         obs, earned, happy = self.env.restore(now), 0.0, 0.0
         for h in range(TAKEN + AFTER):
-            action = candidate[h].numpy() if h < TAKEN else act(self.agent, obs, self.decision)
+            action = candidate[h].numpy() if h < TAKEN else self.policy.act(obs)
             obs, reward, terminated, truncated, info = self.env.step(action)
             earned += self.settings.discount**h * reward
             happy = max(happy, info["success"])
             if terminated or truncated:
                 break
         return earned, happy
-
-
-def act(agent: Agent, obs: NDArray[np.uint8], decision: int) -> NDArray[np.float32]:
-    return agent.act(torch.from_numpy(obs)[None], decision, eval_mode=True)[0].float().cpu().numpy()
 
 
 def measure(run: str, episodes: int, seed: int, device: torch.device) -> list[dict[str, Any]]:
