@@ -16,6 +16,8 @@ a schedule, and one encoder that only the critic trains. With `encoder="drqv2"`,
 - `layer_norm` in the critic's MLPs;
 - `reward_scale`: the critic learns scaled returns. At Adam's fixed pace it takes thousands of updates to reach values
   of some hundreds, and meanwhile its errors drown all else that shapes the encoder;
+- `saturation_penalty`: keeps an actor that does not begin as a clone out of the corners of the action space, where tanh
+  has no gradient left to lead it away again (see `update`);
 - `actor_average`: evaluation acts with an exponential average of the weights of encoder and actor.
 
     agent = DrQv2(obs_shape=(9, 64, 64), action_dim=4, config=config, device="cpu", seed=1)
@@ -46,6 +48,7 @@ from agents.schedules import parse_schedule, value_range
 from agents.seeding import substreams
 
 PRECISIONS = ("auto", "fp32", "bf16")
+STEEP, FLAT = 2.0, 3.0  # outputs before tanh: behind it 0.964 and 0.995, where its slope is 0.07 and 0.01
 TARGET_CRITIC = "critic_target"  # its name among the weights
 
 
@@ -72,6 +75,7 @@ class DrQv2Config:
     ibrl: bool  # take the better of the actor's and the frozen clone's action
     random_shift: Annotated[int, "[0, 32]"]  # pixels in each direction, of every image that is learned from
     layer_norm: bool  # in the critic's MLPs
+    saturation_penalty: Annotated[float, "[0, inf)"]  # weight of leaving tanh's steep part, unless it begins as a clone
     reward_scale: Annotated[float, "(0, inf)"]  # what the critic learns are returns times this
     # decay an update of the averaged weights that evaluation acts with; 0 turns it off
     actor_average: Annotated[float, "[0, 1)"]
@@ -97,8 +101,11 @@ class Actor(nn.Module):
         self.trunk = Trunk(repr_dim, feature_dim)
         self.policy = MLP(feature_dim, hidden_dim, action_dim)
 
+    def before_tanh(self, features: Tensor) -> Tensor:
+        return self.policy(self.trunk(features))
+
     def forward(self, features: Tensor) -> Tensor:
-        return torch.tanh(self.policy(self.trunk(features)))
+        return torch.tanh(self.before_tanh(features))
 
 
 class Critic(nn.Module):
@@ -157,6 +164,7 @@ class DrQv2:
         self._stddev = parse_schedule(config.bc_stddev_schedule if config.bc_updates else config.stddev_schedule)
         self._bc_weight = parse_schedule(config.bc_schedule)
         self._anchor_weight = parse_schedule(config.anchor_schedule)
+        self._saturation_penalty = 0.0 if config.bc_updates else config.saturation_penalty
         if config.precision == "auto":
             raise InvalidConfig("precision=auto is decided by whoever builds the agent: give it fp32 or bf16")
         self._bf16 = config.precision == "bf16"
@@ -239,8 +247,11 @@ class DrQv2:
         """One step of critic, encoder, actor and target.
 
         While `bc_schedule` is above zero and there are `demonstrations`, the actor is also pulled towards the
-        demonstrated actions, and while `anchor_schedule` is, towards those of the frozen clone. Otherwise the step is
-        plain DrQ-v2, to the last bit.
+        demonstrated actions, and while `anchor_schedule` is, towards those of the frozen clone. With a
+        `saturation_penalty` an actor that did not begin as a clone pays for outputs beyond ±`STEEP` before tanh:
+        while the critic knows little, its gradient has one sign in all states, which drives every output into the
+        flat part of tanh within some hundred updates, to stay there. Otherwise the step is plain DrQ-v2, to the
+        last bit.
 
         Returns:
             `critic_loss`, `actor_loss` and, with behaviour cloning, `bc_loss`: a non-finite one means that
@@ -273,10 +284,15 @@ class DrQv2:
 
         features = features.detach()
         with self._autocast():
-            mean = self.actor(features)
+            outputs = self.actor.before_tanh(features)  # (B, A)
+            mean = torch.tanh(outputs)
             action = self._explore(mean, stddev, self.config.stddev_clip)
             q = torch.min(*self.critic(features, action))
         actor_loss = -q.mean()
+        metrics["actor_saturated"] = (outputs.abs() > FLAT).float().mean()
+        if self._saturation_penalty:
+            beyond = F.relu(outputs.abs() - STEEP).square().mean()
+            actor_loss = actor_loss + self._saturation_penalty * _magnitude(target_q) * beyond
         if self.cloned is not None and anchor_weight > 0:
             with self._autocast():
                 metrics["anchor_distance"] = F.mse_loss(mean, self.cloned(obs))

@@ -37,6 +37,7 @@ CONFIG = DrQv2Config(
     ibrl=False,
     random_shift=4,
     layer_norm=False,
+    saturation_penalty=0.0,
     reward_scale=1.0,
     actor_average=0.0,
     precision="fp32",
@@ -313,6 +314,30 @@ def test_learns_to_see_and_act():
     for step in range(250):
         learner.update(bandit(generator)[0], step)
     assert distance(learner) < 0.5 * before
+
+
+def test_a_saturation_penalty_keeps_the_way_out_of_a_corner_short():
+    actions = {}
+    for penalty in (0.0, 0.1):
+        learner = agent(stddev_schedule="0.2", bc_schedule="0", obs_shape=SMALL, lr=2e-3, saturation_penalty=penalty)
+        generator = torch.Generator().manual_seed(5)
+        for step in range(150):  # the more the better, and then the less
+            transitions = bandit(generator)[0]
+            reward = (3 if step < 100 else -3) * transitions.action.sum(1, keepdim=True)
+            metrics = learner.update(transitions._replace(reward=reward), step)
+            if step == 99:
+                assert metrics["actor_saturated"] == (1 if penalty == 0 else 0)
+        actions[penalty] = learner.act(transitions.obs, 10**6, eval_mode=True)
+    assert actions[0.1].mean() < -0.7
+    assert actions[0.1].mean() < actions[0.0].mean() - 0.3
+
+
+def test_a_cloned_actor_pays_no_saturation_penalty():
+    plain, spared = (cloned(agent(bc_updates=3, saturation_penalty=penalty)) for penalty in (0.0, 5.0))
+    for learner in (plain, spared):
+        learner.update(batch(0), 0)
+    for name, weight in plain.weights().items():
+        torch.testing.assert_close(spared.weights()[name], weight, rtol=0, atol=0)
 
 
 def test_cloning_imitates_before_the_first_frame():
