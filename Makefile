@@ -13,6 +13,7 @@ KNOWS_resume := TASK AGENT SEED ARGS
 KNOWS_eval := TASK AGENT SEED ARGS
 KNOWS_sweep := TASK AGENT SEED SEEDS JOBS LAUNCHER SEARCH TRIALS PRESET ARGS
 KNOWS_compare := TASKS RUNS NAME ARGS
+KNOWS_reproduce := ARGS
 KNOWS_data := SOURCE ARGS
 KNOWS_pretrain := DATA STAGE ARGS
 KNOWS_predict := MODEL DATA ARGS
@@ -28,7 +29,7 @@ KNOWS_doctor := ARGS
 KNOWS_tasks := ARGS
 KNOWS_docs := ARGS
 KNOWS_test := ARGS
-TARGETS := help setup train resume eval sweep compare data pretrain predict study plan export bench play watch verify publish doctor tasks docs test check lint
+TARGETS := help setup train resume eval sweep compare reproduce data pretrain predict study plan export bench play watch verify publish doctor tasks docs test check lint
 
 # --- what was typed, before anything is done ----------------------------------------------------------------------
 # A word that no target knows must stop make: `make train task=hammer` would train another task for hours.
@@ -92,6 +93,7 @@ help:
 	@echo "make eval      evaluate the newest checkpoint of the run of TASK, AGENT and SEED"
 	@echo "make sweep     train many: TASK and AGENT may be lists (a,b), SEEDS=1-5, JOBS at a time; skips what is finished"
 	@echo "make compare   weigh runs against each other and write runs/reports/NAME, to look at and to print"
+	@echo "make reproduce the figure of the README from runs/published, and commands.sh, which trains its runs again"
 	@echo "make data      record or read video to pre-train on, SOURCE=metaworld|rlds|... (keys: configs/data.yaml)"
 	@echo "make pretrain  pre-train a world model on DATA; STAGE=tokenizer|transformer|both (keys: configs/pretrain.yaml)"
 	@echo "make predict   predict recorded video with MODEL and DATA, with metrics (keys: configs/predict.yaml)"
@@ -129,7 +131,7 @@ help:
 	@echo "                     install page lists them); without it the build that pip finds by default."
 	@echo "                     Another build later: remove $(VENV) first."
 
-.PHONY: train resume eval sweep compare data pretrain predict study plan export bench play watch verify publish doctor tasks
+.PHONY: train resume eval sweep compare reproduce data pretrain predict study plan export bench play watch verify publish doctor tasks
 train: setup
 	$(PY) -m mbrl.train $(CHOSEN) $(call given,preset,$(PRESET)) $(words)
 
@@ -144,6 +146,11 @@ sweep: setup
 
 compare: setup
 	$(PY) -m mbrl.compare $(COMPARISON) $(words)
+
+SIX := button-press-topdown-wall,coffee-push,door-lock,hammer,handle-pull-side,plate-slide
+reproduce: setup
+	$(PY) -m mbrl.compare 'task_names=[$(SIX)]' 'runs=[runs/published/*/mbpo,runs/published/*/drqv2]' name=proof $(words)
+	@echo; cat runs/reports/proof/commands.sh
 
 data: setup
 	$(PY) -m mbrl.data $(call given,source,$(SOURCE)) $(words)

@@ -23,7 +23,9 @@ def run(
     version, cpus = changed.pop("metaworld", "3.1.1"), changed.pop("cpus", 2)
     config = {"task": task, "agent": agent, "seed": seed, "variant": "", "threads": 0, **CONFIG, **changed}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    start = {"versions": {"metaworld": version, "mujoco": "3.3.0"}, "machine": {"cpus": cpus, "gpu": None}}
+    start: dict[str, Any] = {"versions": {"metaworld": version, "mujoco": "3.3.0"}}
+    start |= {"machine": {"cpus": cpus, "gpu": None}, "commit": "0123456789abcdef", "dirty": seed == 2}
+    start["command"] = [f"task={task}", f"agent={agent}", f"seed={seed}", "drqv2.bc_schedule=linear(1,0,9)"]
     (folder / "git.json").write_text(json.dumps({"id": "0", "starts": [start]}))
     rows = [f"{every * i},{100 * score},{score},20,{600 * i}" for i, score in enumerate(scores, start=1)]
     (folder / "eval.csv").write_text("\n".join([HEAD, *rows]) + "\n")
@@ -41,7 +43,9 @@ def two_tasks(run_root: Path) -> Path:
 
 
 def settings(root: Path, **changed: Any) -> CompareSettings:
-    values: dict[str, Any] = dict(task_names=(), runs=(str(root),), frames=None, export="none", reps=200, name="x")
+    values: dict[str, Any] = dict(
+        task_names=(), runs=(str(root),), score="auto", frames=None, export="none", reps=200, name="x"
+    )
     return CompareSettings(**values | {"out": str(root / "reports")} | changed)
 
 

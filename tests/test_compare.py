@@ -3,6 +3,7 @@
 import csv
 import html.parser
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from mbrl.compare import figures
 from mbrl.compare.compare import main
 from mbrl.compare.stats import iqm
 from mbrl.experiment.video import encode_gif
+
+SCHEDULE = "drqv2.bc_schedule=linear(1,0,9)"
 
 
 @pytest.fixture
@@ -41,6 +44,7 @@ def test_a_report(typed: Command, runs: Path) -> None:
         "table.md",
         "table.tex",
         "curves.png",
+        "commands.sh",
     }
     assert out.splitlines()[-1] == str(folder / "index.html")
     assert "mbpo wins: a run of mbpo ends above one of drqv2 with probability 1.00" in out
@@ -68,6 +72,32 @@ def test_a_report(typed: Command, runs: Path) -> None:
     latex = (folder / "table.tex").read_text()
     assert latex.count(r" \\") == 1 + len(table)
     assert not re.search(r"(?<!\\)%(?! needs)", latex)
+
+    # What makes the runs again, with the commit of each.
+    commands = (folder / "commands.sh").read_text().splitlines()
+    made = [shlex.split(line, comments=True) for line in commands[1:]]
+    assert len(made) == 20
+    assert ["python", "-m", "mbrl.train", "task=hammer", "agent=mbpo", "seed=5", SCHEDULE] in made
+    assert commands[1].endswith("# commit 0123456789")
+    assert sum(line.endswith("# commit 0123456789, with changes") for line in commands) == 4
+    page = (folder / "index.html").read_text()
+    assert "python -m mbrl.train task=hammer agent=mbpo seed=5" in page
+
+
+def test_scored_by_return(typed: Command, run_root: Path) -> None:
+    run(run_root, "hammer", "mbpo", 1, [0.25, 0.5])  # returns 25 and 50
+    run(run_root, "hammer", "drqv2", 1, [0.1, 0.2])
+    run(run_root, "dm_control/walker-walk", "mbpo", 1, [0.5, 1.0], success_bonus=0.0, demonstrations=0)
+    by_return = compared(run_root, score="return")[0]
+    assert by_return.cells["hammer", "mbpo"].scores.tolist() == [[0.5, 1.0]]
+    assert by_return.cells["hammer", "drqv2"].scores.tolist() == [[0.2, 0.4]]
+    assert by_return.cells["dm_control/walker-walk", "mbpo"].scores.tolist() == [[0.05, 0.1]]
+    assert compared(run_root)[0].cells["hammer", "mbpo"].scores.tolist() == [[0.25, 0.5]]
+    code, _, _ = typed(main, *overrides(run_root, "score=return", "task_names=[hammer]", "name=y"))
+    assert code == 0
+    table = (run_root / "reports" / "y" / "table.md").read_text()
+    assert "return ÷ highest return" in table
+    assert "success rate" not in table
 
 
 class Page(html.parser.HTMLParser):
@@ -325,4 +355,4 @@ def test_dm_control_is_scored_by_its_return(run_root: Path) -> None:
     run(run_root, "dm_control/walker-walk", "drqv2", 1, [0.5, 1.0], success_bonus=0.0, demonstrations=0)
     comparison, _ = compared(run_root)
     assert comparison.cells["dm_control/walker-walk", "drqv2"].scores.tolist() == [[0.05, 0.1]]  # of 50 and 100
-    assert compare_module.score_name(comparison) == "return ÷ highest return"
+    assert compare_module.score_name(comparison, "auto") == "return ÷ highest return"

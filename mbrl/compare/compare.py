@@ -1,8 +1,9 @@
 """Compare runs: `make compare [TASKS=...] [RUNS=...] [NAME=...]`, python -m mbrl.compare key=value ...
 
 Who wins, and how sure are we? Writes a folder, runs/reports/<name>: index.html to look at, the table as table.csv,
-table.md and table.tex, and curves.png. Every key stands in configs/compare.yaml. A report is written whole or not at
-all; what does not belong together is refused (see `mbrl/compare/results.py`), what weakens a number is said beside it.
+table.md and table.tex, curves.png, and commands.sh, which makes each run again. Every key stands in
+configs/compare.yaml. A report is written whole or not at all; what does not belong together is refused (see
+`mbrl/compare/results.py`), what weakens a number is said beside it.
 """
 
 import dataclasses
@@ -28,6 +29,7 @@ class CompareSettings:
     runs: tuple[Folder, ...]
     name: Name
     out: Folder
+    score: Literal["auto", "return"]
     frames: Positive | None
     export: Literal["none", "dreamerv3"]
     reps: Annotated[int, Range(100, 1e6)]
@@ -67,7 +69,7 @@ def read(settings: CompareSettings, note: Note) -> list[Curve]:
     if not curves:
         raise UserError(f"no run with an evaluation in {', '.join(settings.runs)}")
     results.check(curves)
-    return curves
+    return results.by_return(curves, note) if settings.score == "return" else curves
 
 
 def write(comparison: Comparison, notes: Sequence[str], settings: CompareSettings, made_by: str) -> Path:
@@ -76,7 +78,7 @@ def write(comparison: Comparison, notes: Sequence[str], settings: CompareSetting
     if target.exists() and not (target / "index.html").exists():
         raise UserError(f"{target} is no report: set another NAME, or remove it")
     target.parent.mkdir(parents=True, exist_ok=True)
-    score, rows = score_name(comparison), comparison.rows()
+    score, rows = score_name(comparison, settings.score), comparison.rows()
     with tempfile.TemporaryDirectory(prefix=f".{settings.name}-", dir=target.parent) as scratch:
         folder, before = Path(scratch) / "new", Path(scratch) / "old"
         folder.mkdir()
@@ -85,6 +87,7 @@ def write(comparison: Comparison, notes: Sequence[str], settings: CompareSetting
         (folder / "table.md").write_text(tables.as_markdown(rows, score), encoding="utf-8")
         (folder / "table.tex").write_text(tables.as_latex(rows, score), encoding="utf-8")
         (folder / "curves.png").write_bytes(figures.overview(comparison, score))
+        (folder / "commands.sh").write_text(commands(comparison), encoding="utf-8")
         if settings.export == "dreamerv3":
             curves = [curve for cell in comparison.cells.values() for curve in cell.curves if curve.ours]
             foreign.write_dreamerv3(curves, folder / "dreamerv3")
@@ -95,9 +98,21 @@ def write(comparison: Comparison, notes: Sequence[str], settings: CompareSetting
     return target
 
 
-def score_name(comparison: Comparison) -> str:
+def commands(comparison: Comparison) -> str:
+    """What makes each run again, a line each."""
+    ours = [curve for cell in comparison.cells.values() for curve in cell.curves if curve.ours]
+    lines = [curve.command or f"# {curve.source}: its command was not kept" for curve in ours]
+    return (
+        "\n".join(
+            ["# Each run of the report. Its figures are those of its commit, and on one thread of its machine."] + lines
+        )
+        + "\n"
+    )
+
+
+def score_name(comparison: Comparison, score: str) -> str:
     by_success = {envs.suite_of(task).reports_success for task in comparison.tasks}
-    if by_success == {False}:
+    if by_success == {False} or score == "return":
         return "return ÷ highest return"
     return "success rate" if by_success == {True} else "score"
 

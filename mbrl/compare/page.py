@@ -50,7 +50,7 @@ def document(comparison: Comparison, notes: Sequence[str], score: str, made_by: 
         score=score,
         score_heading=tables.score_heading(score),
         curves=curves,
-        sources=dict.fromkeys(str(curve.source) for curve in curves),
+        sources={str(curve.source): curve.command for curve in curves},
         versions=sorted(versions),
         min_runs=MIN_RUNS,
         made_by=made_by,

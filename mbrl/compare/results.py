@@ -8,6 +8,7 @@ import csv
 import dataclasses
 import math
 import os
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from glob import glob, has_magic
 from pathlib import Path
@@ -64,6 +65,8 @@ class Curve:
     rules: Mapping[str, str]  # what must agree before runs are compared; empty for other people's results
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     machine: str = ""
+    returns: Array | None = None  # (P,) of an episode, in environment units; None where nobody says
+    command: str = ""  # that made it, and of which commit; "" where nobody says
 
     @property
     def ours(self) -> bool:
@@ -149,7 +152,7 @@ def read_run(folder: Path, note: Callable[[str], None]) -> Curve:
         scores = rows["success_rate"]
     else:
         scores = rows["episode_return"] / (suite.highest_reward * float(config["episode_frames"]))
-    versions, machine = _provenance(folder)
+    versions, machine, command = _provenance(folder)
     rules = {key: str(config.get(key)) for key in ("protocol", "action_repeat", *WITHIN_A_TASK)}
     rules |= {name: versions.get(name, "unknown") for name in envs.packages_of(task)}
     variant = config.get("variant") or ""
@@ -166,7 +169,29 @@ def read_run(folder: Path, note: Callable[[str], None]) -> Curve:
         rules=rules,
         config=config,
         machine=f"{machine}, {config.get('threads')} threads",
+        returns=rows["episode_return"],
+        command=command,
     )
+
+
+def by_return(curves: Sequence[Curve], note: Callable[[str], None]) -> list[Curve]:
+    """The same, scored by return: as a share of the highest mean return that an evaluation of the task's runs has.
+
+    Tasks whose highest return is known keep it. Other people's results, of which only the score is known, are left out.
+    """
+    known = [curve for curve in curves if curve.returns is not None]
+    if left := sorted({curve.method for curve in curves if curve.returns is None}):
+        note(f"{', '.join(left)}: left out, as no returns are known")
+    highest: dict[str, float] = {}
+    for curve in known:
+        assert curve.returns is not None
+        highest[curve.task] = max(highest.get(curve.task, 1e-9), float(curve.returns.max()))
+    return [
+        dataclasses.replace(curve, scores=curve.returns / highest[curve.task])
+        if curve.returns is not None and envs.suite_of(curve.task).reports_success
+        else curve
+        for curve in known
+    ]
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -218,15 +243,26 @@ def _complaint(text: str, bound: Range) -> str | None:
     return f"which must be {complaint}" if complaint else None
 
 
-def _provenance(folder: Path) -> tuple[dict[str, str], str]:
-    """Versions and machine of a run. Where a restart changed one, all of them: that run is comparable with none."""
+def _provenance(folder: Path) -> tuple[dict[str, str], str, str]:
+    """Versions, machine and command of a run. Where a restart changed a version, all of them: that run is comparable
+    with none."""
     try:
         starts = read_json(folder / PROVENANCE)["starts"]
         packages = {name: sorted({str(start["versions"].get(name)) for start in starts}) for name in SIMULATORS}
         machines = {f"{start['machine']['cpus']} CPUs, {start['machine']['gpu'] or 'no GPU'}" for start in starts}
     except READ_ERRORS:
-        return {}, "unknown machine"
-    return {name: " then ".join(found) for name, found in packages.items() if found}, " then ".join(sorted(machines))
+        return {}, "unknown machine", ""
+    versions = {name: " then ".join(found) for name, found in packages.items() if found}
+    return versions, " then ".join(sorted(machines)), _command(starts[0])
+
+
+def _command(start: Mapping[str, Any]) -> str:
+    """What was typed to start a run, and of which commit; "" where that was not kept."""
+    words, commit = start.get("command"), start.get("commit")
+    if not isinstance(words, list):
+        return ""
+    of = f"  # commit {str(commit)[:10]}{', with changes' if start.get('dirty') else ''}" if commit else ""
+    return shlex.join(["python", "-m", "mbrl.train", *map(str, words)]) + of
 
 
 def check(curves: Sequence[Curve]) -> None:
