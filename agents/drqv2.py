@@ -42,7 +42,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from agents.api import InvalidConfig, TransitionBatch
-from agents.networks import ENCODERS, MLP, Encoder, Trunk, orthogonal_init, random_shift
+from agents.networks import ENCODERS, Actor, Critic, Encoder, orthogonal_init, random_shift
 from agents.saving import flat_weights, load_flat_weights
 from agents.schedules import parse_schedule, value_range
 from agents.seeding import substreams
@@ -91,35 +91,6 @@ class DrQv2Config:
         for name, wanted in (("ibrl", self.ibrl), ("anchor_schedule", value_range(self.anchor_schedule)[1] > 0)):
             if wanted and not self.bc_updates:
                 raise InvalidConfig(f"{name} needs a cloned policy: set bc_updates above 0")
-
-
-class Actor(nn.Module):
-    """Features (B, F) -> mean action (B, A) in (-1, 1)."""
-
-    def __init__(self, repr_dim: int, action_dim: int, feature_dim: int, hidden_dim: int) -> None:
-        super().__init__()
-        self.trunk = Trunk(repr_dim, feature_dim)
-        self.policy = MLP(feature_dim, hidden_dim, action_dim)
-
-    def before_tanh(self, features: Tensor) -> Tensor:
-        return self.policy(self.trunk(features))
-
-    def forward(self, features: Tensor) -> Tensor:
-        return torch.tanh(self.before_tanh(features))
-
-
-class Critic(nn.Module):
-    """Features (B, F) and actions (B, A) -> two estimates of Q, each (B, 1)."""
-
-    def __init__(self, repr_dim: int, action_dim: int, feature_dim: int, hidden_dim: int, layer_norm: bool) -> None:
-        super().__init__()
-        self.trunk = Trunk(repr_dim, feature_dim)
-        self.Q1 = MLP(feature_dim + action_dim, hidden_dim, 1, layer_norm)
-        self.Q2 = MLP(feature_dim + action_dim, hidden_dim, 1, layer_norm)
-
-    def forward(self, features: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        hidden = torch.cat([self.trunk(features), action], dim=-1)  # (B, feature_dim + A)
-        return self.Q1(hidden), self.Q2(hidden)
 
 
 class Policy(nn.Module):

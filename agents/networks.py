@@ -1,7 +1,7 @@
-"""Building blocks for agents that learn from pixels: encoder, trunk, MLP, random shift, initialisation.
+"""Networks of agents that learn from pixels: encoder, trunk, MLP, actor, critic; random shift, initialisation.
 
 All follow DrQ-v2 (Yarats et al. 2021, arXiv 2107.09645) unless they say otherwise.
-Letters: B batch, C stacked channels, H W image, F encoder features.
+Letters: B batch, C stacked channels, H W image, A action, F encoder features.
 """
 
 from __future__ import annotations
@@ -72,6 +72,35 @@ class MLP(nn.Module):
         hidden = self.hidden(inputs)
         with torch.autocast(hidden.device.type, enabled=False):
             return self.output(hidden.float())
+
+
+class Actor(nn.Module):
+    """Features (B, F) -> mean action (B, A) in (-1, 1)."""
+
+    def __init__(self, repr_dim: int, action_dim: int, feature_dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.trunk = Trunk(repr_dim, feature_dim)
+        self.policy = MLP(feature_dim, hidden_dim, action_dim)
+
+    def before_tanh(self, features: Tensor) -> Tensor:
+        return self.policy(self.trunk(features))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return torch.tanh(self.before_tanh(features))
+
+
+class Critic(nn.Module):
+    """Features (B, F) and actions (B, A) -> two estimates of Q, each (B, 1)."""
+
+    def __init__(self, repr_dim: int, action_dim: int, feature_dim: int, hidden_dim: int, layer_norm: bool) -> None:
+        super().__init__()
+        self.trunk = Trunk(repr_dim, feature_dim)
+        self.Q1 = MLP(feature_dim + action_dim, hidden_dim, 1, layer_norm)
+        self.Q2 = MLP(feature_dim + action_dim, hidden_dim, 1, layer_norm)
+
+    def forward(self, features: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = torch.cat([self.trunk(features), action], dim=-1)  # (B, feature_dim + A)
+        return self.Q1(hidden), self.Q2(hidden)
 
 
 def random_shift(obs: Tensor, shifts: Tensor, pad: int) -> Tensor:

@@ -355,4 +355,4 @@ def test_dm_control_is_scored_by_its_return(run_root: Path) -> None:
     run(run_root, "dm_control/walker-walk", "drqv2", 1, [0.5, 1.0], success_bonus=0.0, demonstrations=0)
     comparison, _ = compared(run_root)
     assert comparison.cells["dm_control/walker-walk", "drqv2"].scores.tolist() == [[0.05, 0.1]]  # of 50 and 100
-    assert compare_module.score_name(comparison, "auto") == "return ÷ highest return"
+    assert compare_module.score_name(comparison) == "return ÷ highest return"

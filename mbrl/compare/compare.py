@@ -110,7 +110,7 @@ def commands(comparison: Comparison) -> str:
     )
 
 
-def score_name(comparison: Comparison, score: str) -> str:
+def score_name(comparison: Comparison, score: str = "auto") -> str:
     by_success = {envs.suite_of(task).reports_success for task in comparison.tasks}
     if by_success == {False} or score == "return":
         return "return ÷ highest return"
