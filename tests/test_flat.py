@@ -17,7 +17,7 @@ from tiny import tiny
 FRAMES, FRAMES_WHOLE = 800, 50_000
 HELD = 200  # frames that the replay holds: full by a quarter of the shortest run
 DREAMER = ("agent=dreamerv3", "dreamerv3.batch_length=8", "dreamerv3.batch_size=2")
-GROWTH_MB = 5.0  # of a process of some 360: what an allocator rounds up
+GROWTH_MB = 20.0  # of a process of some 360: where its allocator stands differs by 15 between runs of one commit
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
 
@@ -49,7 +49,7 @@ def test_a_long_run_stays_flat(tmp_path: Path, project_root: Path, whole: bool, 
     while process.poll() is None:
         if (frame := frame_of(tmp_path)) > frames // 4:
             seen.append(look(process.pid, frame))
-        time.sleep(frames / 8000)
+        time.sleep(frames / 40_000)  # a checkpoint, a peak of both halves, is over in a moment
     assert process.returncode == 0
     seen = [row for row in seen if row.memory_mb]  # the last look can find a process that has ended
     early = [row for row in seen if row.frame <= frames // 2]
