@@ -147,9 +147,8 @@ sweep: setup
 compare: setup
 	$(PY) -m mbrl.compare $(COMPARISON) $(words)
 
-SIX := button-press-topdown-wall,coffee-push,door-lock,hammer,handle-pull-side,plate-slide
 reproduce: setup
-	$(PY) -m mbrl.compare 'task_names=[$(SIX)]' 'runs=[runs/published/*/mbpo,runs/published/*/drqv2]' name=proof $(words)
+	$(PY) -m mbrl.compare 'runs=[runs/published/*/mbpo,runs/published/*/drqv2]' name=proof $(words)
 	@echo; cat runs/reports/proof/commands.sh
 
 data: setup

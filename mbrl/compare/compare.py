@@ -99,15 +99,11 @@ def write(comparison: Comparison, notes: Sequence[str], settings: CompareSetting
 
 
 def commands(comparison: Comparison) -> str:
-    """What makes each run again, a line each."""
+    """What makes each run of ours again, a line each."""
     ours = [curve for cell in comparison.cells.values() for curve in cell.curves if curve.ours]
     lines = [curve.command or f"# {curve.source}: its command was not kept" for curve in ours]
-    return (
-        "\n".join(
-            ["# Each run of the report. Its figures are those of its commit, and on one thread of its machine."] + lines
-        )
-        + "\n"
-    )
+    head = "# Each run of the report, and its commit; on another machine or number of threads figures can differ."
+    return "".join(f"{line}\n" for line in [head, *lines])
 
 
 def score_name(comparison: Comparison, score: str = "auto") -> str:
