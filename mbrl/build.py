@@ -15,13 +15,12 @@ from mbrl.plan.agent import PlanningAgent
 from mbrl.replay import ReplayBuffer
 from mbrl.world.simulator import SimulatorWorld
 from world_model import IVideoGPT, WeightsError, WorldModel
-from world_model.hub import fetch, model_in
+from world_model.hub import fetch, local, model_in
 from world_model.ivideogpt.config import LearnerConfig, Rhythm
 from world_model.ivideogpt.learner import WorldModelLearner
 from world_model.onestep import OneStep, OneStepWorld
 from world_model.precision import decided
 
-ROOT = Path(__file__).resolve().parent.parent
 OTHER_WEIGHTS = "and none starts from random weights"
 PAPER_WITHOUT_WEIGHTS = (
     "warning: preset=paper fine-tunes for a thousand updates what the paper had pre-trained for a million; without "
@@ -105,22 +104,14 @@ def make_buffer(
     )
 
 
-def local_weights(name: str) -> Path | None:
-    """The folder of this name: where the user stands, or else at the project's root, where the shipped weights lie."""
-    return next((folder for folder in (Path(name), ROOT / name) if folder.is_dir()), None)
-
-
 def find_pretrained(name: str, key: str = "world_model.pretrained") -> Path:
     """The folder that `<key>=<name>` means: a folder, or one fetched from the hub; of a run, its world model's.
 
     A hub name is `<owner>/<name>` or `hub:<owner>/<name>`, and `@<revision>` pins it.
     Raises UserError: there is neither.
     """
-    if folder := local_weights(name):
-        return model_in(folder)
-    path = not name.startswith("hub:") and local_weights(name.partition("/")[0])  # its first part is there
     try:
-        folder = None if path else fetch(name)
+        folder = local(name) or fetch(name)
     except UserError as error:
         raise UserError(f"{key}={error}, {OTHER_WEIGHTS}") from error
     if folder is None:

@@ -32,7 +32,6 @@ from mbrl.verify import VerifyOptions
 from world_model import IVideoGPT
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = "tests/data/official-tiny"
 PLAIN = {
     "compare": CompareSettings,
     "data": DataSettings,
@@ -213,11 +212,11 @@ def test_snippets_of_the_guides_run():
         )
     )
     names: dict = {}
-    exec(first.replace(TINY, str(ROOT / TINY)), names)
+    exec(first, names)
     assert names["dream"].frames.shape == (2, 6, 3, 64, 64)
     exec(environment.replace("coffee-push", "toy/reach"), names)
     assert names["obs"].shape == (9, 64, 64)
-    exec(world_model.replace(TINY, str(ROOT / TINY)), names)
+    exec(world_model, names)
     assert names["images"].shape == names["frames"].shape
     assert names["dream"].frames.shape == (2, 6, 3, 64, 64)
     assert names["dream"].rewards.shape == (2, 6)

@@ -1,6 +1,7 @@
 """What a wheel holds and declares, and the command that it installs."""
 
 import itertools
+import os
 import re
 import subprocess
 import sys
@@ -25,6 +26,16 @@ DISTRIBUTIONS = {
     "yaml": "pyyaml",
     "OpenGL": "mujoco",  # which comes with it
 }
+# From any folder, and with torch alone: what the other extras bring cannot be imported.
+DREAM = """
+import pathlib, sys
+absent = ("PIL", "cv2", "gymnasium", "hydra", "imageio", "mujoco", "omegaconf", "tensorboard", "tqdm")
+sys.modules |= dict.fromkeys(absent)
+import torch, world_model
+model = world_model.IVideoGPT.from_pretrained("world_model/pretrained/small")
+dream = model.imagine(torch.rand(1, 2, 3, 64, 64), torch.zeros(1, 2, 4), horizon=2)
+print(pathlib.Path(world_model.__file__).parents[1], tuple(dream.frames.shape))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +107,17 @@ def test_a_wheel_holds_everything(tmp_path, project_root):
     }
     assert wanted - held == set()
     assert {f"{name}/py.typed" for name in PACKAGES} <= held
+
+    zipfile.ZipFile(wheel).extractall(site := tmp_path / "site")
+    dream = subprocess.run(
+        [sys.executable, "-c", DREAM],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+    )
+    assert dream.returncode == 0, dream.stderr
+    assert dream.stdout.split() == [str(site), "(1,", "2,", "3,", "64,", "64)"]
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules")

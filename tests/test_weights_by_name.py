@@ -12,8 +12,9 @@ import torch
 from tiny_world import LEARNER
 
 import envs
-from mbrl.build import ROOT, at_random, beyond_the_start, find_pretrained, make_ivideogpt, make_onestep
+from mbrl.build import at_random, beyond_the_start, find_pretrained, make_ivideogpt, make_onestep
 from mbrl.experiment.settings import UserError, load
+from world_model.hub import ROOT
 from world_model.onestep import OneStep
 
 SMALL = "world_model/pretrained/small"

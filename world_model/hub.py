@@ -1,5 +1,6 @@
-"""The Hugging Face hub, by `huggingface_hub`, which is an extra: `pip install 'ivideogpt-mbrl[hub]'`.
+"""Where weights are: on this machine, or on the Hugging Face hub by `huggingface_hub`, which is an extra.
 
+folder = local("world_model/pretrained/small")    # from any folder: weights that came with the package
 folder = fetch("owner/name@0a1b2c")     # of this machine, or fetched and kept in the hub's own cache
 address = push(folder, "owner/name")    # with the token of `hf auth login`, or of HF_TOKEN
 """
@@ -12,19 +13,25 @@ from typing import Any
 from world_model.schema import UserError
 
 NAME = re.compile(r"(?P<hub>hub:)?(?P<repository>(?P<owner>[\w-][\w.-]*)/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
+ROOT = Path(__file__).resolve().parent.parent  # of the project, or where the wheel was installed
 MISSING = "a hub name needs pip install huggingface_hub"
+
+
+def local(name: str | Path) -> Path | None:
+    """The folder of this name: where the user stands, or else beside the packages, where the shipped weights lie."""
+    return next((folder for folder in (Path(name), ROOT / name) if folder.is_dir()), None)
 
 
 def fetch(name: str) -> Path | None:
     """The folder that a hub name means: `<owner>/<name>`, with `hub:` in front or not; `@<revision>` pins it.
 
-    None if it is no hub name: not written as one, or, without `hub:`, a path whose first part is here.
+    None if it is no hub name: not written as one, or, without `hub:`, a path whose first part is on this machine.
 
     Raises:
         UserError: the package is missing, or the hub refuses.
     """
     found = NAME.fullmatch(name)
-    if found is None or (not found["hub"] and Path(found["owner"]).is_dir()):
+    if found is None or (not found["hub"] and local(found["owner"])):
         return None
     pinned = {"revision": found["revision"]} if found["revision"] else {}
     return Path(_asked(name, lambda hub: hub.snapshot_download(found["repository"], **pinned)))

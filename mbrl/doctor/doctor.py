@@ -14,9 +14,10 @@ import torch
 
 import envs
 from envs.rendering import choose_backend
-from mbrl.build import environment_keywords, local_weights
+from mbrl.build import environment_keywords
 from mbrl.experiment.provenance import provenance
 from mbrl.experiment.settings import Settings, load, pick_device
+from world_model.hub import local
 from world_model.precision import computes_in_bf16
 
 FRAMES = 10  # drawn to time one
@@ -95,7 +96,7 @@ def _weight_lines(settings: Settings) -> list[str]:
     )
     lines = []
     for name, key, value, files in wanted:
-        folder = local_weights(value) or Path(value)
+        folder = local(value) or Path(value)
         missing = [file for file in files if not (folder / file).exists()]
         if value == "none":
             lines.append(f"{name}: not asked for; {key}=<folder> names one with {' and '.join(files)}")

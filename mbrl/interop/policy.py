@@ -20,7 +20,7 @@ from torch import Tensor
 from agents import AGENTS, Agent
 from mbrl.experiment import checkpoints
 from mbrl.predict.models import Predictor, load_predictor
-from world_model.hub import fetch
+from world_model.hub import fetch, local
 from world_model.precision import decided
 from world_model.schema import UserError, build
 
@@ -39,9 +39,8 @@ class Policy:
     """
 
     def __init__(self, folder: str | Path, device: torch.device | str = "cpu") -> None:
-        if not Path(folder).is_dir():
-            folder = fetch(str(folder)) or folder
-        self.folder, self.device = Path(folder), torch.device(device)
+        self.folder = local(folder) or fetch(str(folder)) or Path(folder)
+        self.device = torch.device(device)
         saved = checkpoints.latest(self.folder / "checkpoints")
         if saved is None:
             raise UserError(f"{self.folder} has no checkpoints: it is no run folder, or has not trained long enough")

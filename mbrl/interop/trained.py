@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 import torch
 
 import envs
-from mbrl.build import ROOT, find_pretrained, make_ivideogpt, make_world
+from mbrl.build import find_pretrained, make_ivideogpt, make_world
 from mbrl.experiment.checkpoints import Checkpoint
 from mbrl.experiment.identity import with_defaults
 from mbrl.experiment.run import CHECKPOINTS
 from mbrl.experiment.settings import Settings, UserError, build
 from mbrl.interop import Policy, load
 from world_model import WorldModel
-from world_model.hub import fetch
+from world_model.hub import fetch, local
 from world_model.ivideogpt.weights import read_heads
 from world_model.onestep import OneStep, OneStepWorld, holds_onestep
 
@@ -36,9 +36,7 @@ def open_run(name: str, **changed: Any) -> Trained:
 
     Raises UserError: there is none, it has no weights, or this version cannot read it.
     """
-    folder = next((path for path in (Path(name), ROOT / name) if path.is_dir()), None)
-    if folder is None and not (ROOT / name.partition("/")[0]).is_dir():
-        folder = fetch(name)
+    folder = local(name) or fetch(name)
     if folder is None:
         raise UserError(f"run={name}: there is no such folder; a run's is runs/<task>/<agent>/<seed>")
     policy = load(folder, changed.get("device", "cpu"))

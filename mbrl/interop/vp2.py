@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mbrl.predict.models import Precision, load_predictor
 from world_model.api import Dreamable, imagine
-from world_model.hub import fetch, model_in
+from world_model.hub import fetch, local, model_in
 from world_model.schema import UserError
 
 
@@ -45,7 +45,7 @@ class VP2Predictor:
         device: torch.device | str = "cpu",
         precision: Precision = "auto",
     ) -> None:
-        path = Path(folder) if Path(folder).is_dir() else fetch(str(folder))
+        path = local(folder) or fetch(str(folder))
         if path is None:
             raise UserError(f"{folder}: there is no such folder")
         self.device = torch.device(device)

@@ -14,13 +14,13 @@ from typing import Annotated
 import torch
 
 from envs import PIP
-from mbrl.build import ROOT
 from mbrl.experiment.settings import Count, Folder, Settings, UserError, load, load_plain, typed_keys
 from mbrl.interop.trained import Trained, open_run, runs_with_weights
 from mbrl.play.assemble import assemble
 from mbrl.play.conduct import Conduct, Parts, Status
 from mbrl.play.keeping import film, reel
 from mbrl.play.session import Session
+from world_model.hub import ROOT
 
 PUBLISHED = ROOT / "runs" / "published"
 POLICY = "policy"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from world_model.api import Dream, Origin, imagine
-from world_model.hub import fetch, model_in
+from world_model.hub import fetch, local, model_in
 from world_model.ivideogpt import weights
 from world_model.ivideogpt.network import VideoGPT
 from world_model.ivideogpt.rollout import TokenRollout
@@ -57,7 +57,8 @@ class IVideoGPT(VideoGPT):
         """Load a checkpoint in the official layout (`tokenizer/`, `transformer/`).
 
         Args:
-            folder: of the checkpoint or of a run; or a name of the hub, `<owner>/<name>@<revision>`.
+            folder: of the checkpoint or of a run; a name of the hub, `<owner>/<name>@<revision>`; or, from anywhere,
+                `world_model/pretrained/small`, weights that come with the package.
             action_dim: A; 0 for an action-free model. A checkpoint without action weights starts them at zero.
             context_length: K, at most the checkpoint's; None takes the checkpoint's.
             attention_dropout: of the transformer while training; None keeps the checkpoint's.
@@ -66,9 +67,7 @@ class IVideoGPT(VideoGPT):
         Raises:
             world_model.WeightsError: files are missing, damaged or of other sizes.
         """
-        if not Path(folder).is_dir():
-            folder = fetch(str(folder)) or folder
-        folder = model_in(Path(folder))
+        folder = model_in(local(folder) or fetch(str(folder)) or Path(folder))
         tokenizer, transformer = weights.read_configs(folder, context_length)
         if attention_dropout is not None:
             transformer = replace(transformer, attention_dropout=attention_dropout)
