@@ -4,7 +4,7 @@
 #     docker run --rm --gpus all -e NVIDIA_DRIVER_CAPABILITIES=all -v "$PWD/runs:/app/runs" ivideogpt-mbrl train TASK=coffee-push
 FROM python:3.12-slim
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends git libegl1 libgl1-mesa-dri make \
+    && apt-get install -y --no-install-recommends git libegl1 libgl1-mesa-dri libopengl0 make \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /app
 COPY . .

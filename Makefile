@@ -244,7 +244,7 @@ $(VENV)/.python:
 
 # A real off-screen frame is the only proof that a GL library works. Without one only the toy world and the
 # learners run, so this says what to install and lets the command go on; it is asked again next time.
-GL_PACKAGES := libegl1 libgl1-mesa-dri
+GL_PACKAGES := libegl1 libgl1-mesa-dri libopengl0
 GL_FRAME := $(PY) -c 'from envs.rendering import choose_backend; choose_backend(); import mujoco; \
 	mujoco.Renderer(mujoco.MjModel.from_xml_string("<mujoco/>"), 8, 8).render()'
 

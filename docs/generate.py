@@ -42,11 +42,17 @@ def keys() -> str:
 
 
 def _table(file: Path) -> str:
+    layer = file.parent != CONFIG_DIR  # over the keys of a run, whose meaning stands there
+    of_run = {key: entry.comment for key, entry in entries(CONFIG_DIR / RUN)} if layer else {}
     rows = [
-        f"| `{key}` | `{entry.value}` | {entry.comment.replace('|', '&#124;').replace('<', '&lt;')} |"
+        f"| `{key}` | `{entry.value}` | {_escaped(entry.comment or of_run.get(key, ''))} |"
         for key, entry in entries(file)
     ]
-    return "\n".join(["| key | default | |", "|---|---|---|", *rows, ""]) if rows else ""
+    return "\n".join(["| key | default | meaning |", "|---|---|---|", *rows, ""]) if rows else ""
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "&#124;").replace("<", "&lt;")
 
 
 def sheet() -> Image.Image:

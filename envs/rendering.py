@@ -20,7 +20,7 @@ from .errors import InvalidSetting, MissingGL, nearest
 
 QUALITIES = ("fast", "paper")
 
-_INSTALL_HINT = "install one with: apt-get install libegl1 libgl1-mesa-dri (or libosmesa6)"
+_INSTALL_HINT = "install one with: apt-get install libegl1 libgl1-mesa-dri libopengl0 (or libosmesa6)"
 _EGL_PLATFORM_DEVICE = 0x313F  # EGL_PLATFORM_DEVICE_EXT of the extension EGL_EXT_platform_device
 _MAX_DEVICES = 16
 _MAX_GEOMS = 5000  # more than any model of Meta-world or the DM Control suite draws
@@ -71,15 +71,24 @@ def _load_triton_first() -> None:
             ctypes.CDLL(os.path.join(folder, "_C", "libtriton.so"))
 
 
+def _first(*names: str) -> ctypes.CDLL | None:
+    """The first of these libraries that loads."""
+    for name in names:
+        with contextlib.suppress(OSError):
+            return ctypes.CDLL(name)
+    return None
+
+
 def _egl_works() -> bool:
     """Whether EGL can initialise a display on some device, asked in the same way as MuJoCo asks.
+
+    PyOpenGL wants a library of OpenGL's own functions beside it, which libegl1 alone does not bring.
 
     Through ctypes, not PyOpenGL: that binds the whole process to one platform at its import, so that OSMesa
     could no longer be tried after EGL.
     """
-    try:
-        egl = ctypes.CDLL("libEGL.so.1")
-    except OSError:
+    egl = _first("libEGL.so.1")
+    if egl is None or _first("libOpenGL.so.0", "libGL.so.1", "libOpenGL.so", "libGL.so") is None:
         return False
     get_proc = egl.eglGetProcAddress
     get_proc.restype, get_proc.argtypes = ctypes.c_void_p, [ctypes.c_char_p]
@@ -100,13 +109,7 @@ def _egl_works() -> bool:
 
 def _osmesa_works() -> bool:
     """Whether an OSMesa library loads, under any of the names that distributions give it."""
-    for name in ("libOSMesa.so.8", "libOSMesa.so.6", "libOSMesa.so"):
-        try:
-            library = ctypes.CDLL(name)
-        except OSError:
-            continue
-        return hasattr(library, "OSMesaCreateContextExt")
-    return False
+    return hasattr(_first("libOSMesa.so.8", "libOSMesa.so.6", "libOSMesa.so"), "OSMesaCreateContextExt")
 
 
 _PROBES = {"egl": _egl_works, "osmesa": _osmesa_works}  # in the order of preference

@@ -155,9 +155,15 @@ class TestChooseBackend:
 
     def test_nothing_found_names_the_command(self):
         self.works.update(egl=False, osmesa=False)
-        with pytest.raises(envs.MissingGL, match=r"apt-get install libegl1 libgl1-mesa-dri") as caught:
+        with pytest.raises(envs.MissingGL, match=r"apt-get install libegl1 libgl1-mesa-dri libopengl0") as caught:
             rendering.choose_backend()
         assert "\n" not in str(caught.value)
+
+    def test_egl_without_a_library_of_opengl(self):
+        """Such as libegl1 alone: PyOpenGL would import and then find no function."""
+        load = rendering._first
+        self.monkeypatch.setattr(rendering, "_first", lambda *names: None if "libGL.so.1" in names else load(*names))
+        assert not rendering._egl_works()
 
     def test_the_users_choice_does_not_load(self):
         self.works["osmesa"] = False
